@@ -1,0 +1,1 @@
+"""Applied tasks on the shared trunk; ``python -m apps`` lists them."""

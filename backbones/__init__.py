@@ -1,0 +1,1 @@
+"""Trunk: attention core, sequence mixers and vision backbones in plain torch."""

@@ -1,0 +1,1 @@
+"""Data: one file per dataset or layout, deterministic order, resumable loaders."""
