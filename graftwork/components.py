@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-import os
 import sys
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from graftwork.errors import ConfigError
@@ -77,8 +77,9 @@ class Registry:
         return f"{CUSTOM}{type(config).__module__}.{type(config).__qualname__}"
 
     def _custom(self, name: str, where: str) -> type:
-        if os.getcwd() not in sys.path:  # a user's own file beside the shell they type in
-            sys.path.insert(0, os.getcwd())
+        here = str(Path.cwd())
+        if here not in sys.path:  # a user's own file beside the shell they type in
+            sys.path.insert(0, here)
         cls = import_dotted(name.removeprefix(CUSTOM), where)
         if not (isinstance(cls, type) and dataclasses.is_dataclass(cls) and callable(getattr(cls, "build", None))):
             raise ConfigError(f"'{name}' is no dataclass with a build() method", where=where)
