@@ -1,0 +1,186 @@
+"""Configurations of the mixers and their names. Standard library only: no torch until ``build``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from graftwork.components import Registry
+from graftwork.errors import ConfigError
+
+if TYPE_CHECKING:
+    from backbones.sequence.base import Mixer
+
+
+def _heads_problems(heads: int) -> Iterator[str]:
+    if heads < 1:
+        yield f"heads={heads} must be at least 1"
+
+
+def _dropout_problems(dropout: float) -> Iterator[str]:
+    if not 0 <= dropout < 1:
+        yield f"dropout={dropout} must be at least 0 and below 1"
+
+
+@dataclass(kw_only=True)
+class SoftmaxMixerConfig:
+    """Multi-head softmax attention (Vaswani et al. 2017): exact, quadratic in the number of tokens."""
+
+    heads: int = 8
+    """Number of attention heads; divides the width."""
+    dropout: float = 0.1
+    """Share of attention weights dropped in training."""
+
+    def problems(self) -> Iterator[str]:
+        """Yield what is wrong with the values, a sentence each."""
+        yield from _heads_problems(self.heads)
+        yield from _dropout_problems(self.dropout)
+
+    def build(self, width: int, *, causal: bool = False) -> Mixer:
+        """The mixer for tokens of ``width`` channels."""
+        from backbones.sequence.softmax import SoftmaxMixer
+
+        return SoftmaxMixer(width=width, heads=self.heads, dropout=self.dropout, causal=causal)
+
+
+@dataclass(kw_only=True)
+class ProbSparseMixerConfig:
+    """ProbSparse attention of Informer: full attention for the queries that stand out."""
+
+    heads: int = 8
+    """Number of attention heads; divides the width."""
+    factor: int = 5
+    """Keys sampled and queries kept per natural logarithm of their number."""
+
+    def problems(self) -> Iterator[str]:
+        """Yield what is wrong with the values, a sentence each."""
+        yield from _heads_problems(self.heads)
+        if self.factor < 1:
+            yield f"factor={self.factor} must be at least 1"
+
+    def build(self, width: int, *, causal: bool = False) -> Mixer:
+        """The mixer for tokens of ``width`` channels."""
+        from backbones.sequence.probsparse import ProbSparseMixer
+
+        return ProbSparseMixer(width=width, heads=self.heads, factor=self.factor, causal=causal)
+
+
+@dataclass(kw_only=True)
+class AutoCorrelationMixerConfig:
+    """Auto-correlation of Autoformer: averages the series shifted by its strongest periods."""
+
+    heads: int = 8
+    """Number of heads; divides the width."""
+    factor: int = 1
+    """Delays kept per natural logarithm of the number of tokens."""
+
+    def problems(self) -> Iterator[str]:
+        """Yield what is wrong with the values, a sentence each."""
+        yield from _heads_problems(self.heads)
+        if self.factor < 1:
+            yield f"factor={self.factor} must be at least 1"
+
+    def build(self, width: int, *, causal: bool = False) -> Mixer:
+        """The mixer for tokens of ``width`` channels."""
+        from backbones.sequence.autocorrelation import AutoCorrelationMixer
+
+        return AutoCorrelationMixer(width=width, heads=self.heads, factor=self.factor, causal=causal)
+
+
+@dataclass(kw_only=True)
+class FlowMixerConfig:
+    """Flow-attention of Flowformer: linear in the number of tokens."""
+
+    heads: int = 8
+    """Number of heads; divides the width."""
+    clamp: float | None = None
+    """Bound on the competition logits; the paper's code has 1, 5 or 10 by task, none for time series."""
+    dropout: float = 0.0
+    """Dropout after the output projection."""
+
+    def problems(self) -> Iterator[str]:
+        """Yield what is wrong with the values, a sentence each."""
+        yield from _heads_problems(self.heads)
+        yield from _dropout_problems(self.dropout)
+        if self.clamp is not None and self.clamp <= 0:
+            yield f"clamp={self.clamp} must be positive; null switches it off"
+
+    def build(self, width: int, *, causal: bool = False) -> Mixer:
+        """The mixer for tokens of ``width`` channels."""
+        from backbones.sequence.flow import FlowMixer
+
+        return FlowMixer(width=width, heads=self.heads, clamp=self.clamp, dropout=self.dropout, causal=causal)
+
+
+@dataclass(kw_only=True)
+class SelectiveScanMixerConfig:
+    """The block of Mamba: a state-space model whose coefficients depend on the token."""
+
+    state_size: int = 16
+    """Numbers of state kept per channel."""
+    kernel: int = 4
+    """Width of the causal convolution before the scan, in tokens."""
+    expand: int = 2
+    """Inner channels per channel of the width."""
+    bidirectional: bool = False
+    """Add a second block that reads the tokens backwards, as S-Mamba does."""
+
+    def problems(self) -> Iterator[str]:
+        """Yield what is wrong with the values, a sentence each."""
+        for name in ("state_size", "kernel", "expand"):
+            if getattr(self, name) < 1:
+                yield f"{name}={getattr(self, name)} must be at least 1"
+
+    def build(self, width: int, *, causal: bool = False) -> Mixer:
+        """The mixer for tokens of ``width`` channels.
+
+        Raises:
+            ConfigError: A bidirectional mixer is wanted where only causal ones fit.
+        """
+        if causal and self.bidirectional:
+            raise ConfigError("bidirectional=true reads the future, and causal=true forbids it", mend="Unset one")
+        from backbones.sequence.selective_scan import SelectiveScanMixer
+
+        return SelectiveScanMixer(
+            width=width,
+            state_size=self.state_size,
+            kernel=self.kernel,
+            expand=self.expand,
+            bidirectional=self.bidirectional,
+            causal=causal,
+        )
+
+
+@dataclass(kw_only=True)
+class ScanMixerConfig:
+    """Attention as a recurrence (Aaren): a learned query, constant memory per streamed token, always causal."""
+
+    heads: int = 8
+    """Number of heads; divides the width."""
+    dropout: float = 0.0
+    """Dropout after the output projection."""
+
+    def problems(self) -> Iterator[str]:
+        """Yield what is wrong with the values, a sentence each."""
+        yield from _heads_problems(self.heads)
+        yield from _dropout_problems(self.dropout)
+
+    def build(self, width: int, *, causal: bool = False) -> Mixer:
+        """The mixer for tokens of ``width`` channels; causal whether asked for or not."""
+        from backbones.sequence.scan import ScanMixer
+
+        return ScanMixer(width=width, heads=self.heads, dropout=self.dropout)
+
+
+MIXERS = Registry(
+    "mixer",
+    {
+        "softmax": SoftmaxMixerConfig,
+        "probsparse": ProbSparseMixerConfig,
+        "autocorrelation": AutoCorrelationMixerConfig,
+        "flow": FlowMixerConfig,
+        "selective_scan": SelectiveScanMixerConfig,
+        "scan": ScanMixerConfig,
+    },
+)
