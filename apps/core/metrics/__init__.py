@@ -1,0 +1,1 @@
+"""Metric parts that suites of every app share."""
