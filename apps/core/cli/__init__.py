@@ -1,0 +1,1 @@
+"""Command line: layers of configuration, checks, verbs and help."""

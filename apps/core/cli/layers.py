@@ -1,0 +1,154 @@
+"""Layers of raw configuration: files in order, then their ``when`` clauses, then the user's overrides."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from apps.core.cli.schema import Tree, component_default, named, registry_of, to_plain
+from graftwork.errors import ConfigError
+from graftwork.names import nearest
+
+
+def read_yaml(path: Path) -> Tree:
+    """Read one configuration file.
+
+    Raises:
+        ConfigError: The file is missing, unreadable, no YAML, or no mapping.
+    """
+    if not path.is_file():
+        siblings = [str(p) for p in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
+        close = nearest(str(path), siblings) or sorted(siblings)
+        hint = f"Did you mean {' or '.join(close[:3])}?" if close else "Give the path of a YAML file."
+        raise ConfigError("no such configuration file", where=str(path), mend=hint)
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        place = getattr(error, "problem_mark", None)
+        line = f" in line {place.line + 1}" if place is not None else ""
+        raise ConfigError(f"is no valid YAML{line}", where=str(path)) from error
+    if not isinstance(tree or {}, Mapping):
+        raise ConfigError(f"must hold 'key: value' pairs, found {type(tree).__name__}", where=str(path))
+    return unflatten(tree or {})
+
+
+def unflatten(tree: Mapping[str, Any]) -> Tree:
+    """Turn dotted keys into nested ones: ``{"a.b": 1}`` into ``{"a": {"b": 1}}``."""
+    result: Tree = {}
+    for key, value in tree.items():
+        value = unflatten(value) if isinstance(value, Mapping) else value
+        place, parts = result, str(key).split(".")
+        for part in parts[:-1]:
+            deeper = place.setdefault(part, {})
+            if not isinstance(deeper, dict):  # 'model: flow' stood before 'model.width: 1'
+                deeper = place[part] = named(deeper)
+            place = deeper
+        last = parts[-1]
+        if isinstance(value, dict) and isinstance(place.get(last), dict):
+            place[last] = place[last] | value
+        elif isinstance(place.get(last), dict) and last in place:
+            place[last] = place[last] | named(value)
+        else:
+            place[last] = value
+    return result
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> Tree:
+    """Turn nested keys into dotted ones; empty mappings vanish."""
+    flat: Tree = {}
+    for key, value in tree.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{name}.")
+        else:
+            flat[name] = value
+    return flat
+
+
+def merge(default: Any, below: Mapping[str, Any], layer: Mapping[str, Any], found: list[str], prefix: str = "") -> Tree:
+    """Put ``layer`` on top of ``below``; a component whose name changes loses what lies below it.
+
+    Args:
+        default: Dataclass instance that says which keys are components.
+        below: What is merged so far.
+        layer: What comes on top.
+        found: Takes a sentence for each component name that does not exist; what stands below it is left out.
+        prefix: Dotted key of ``default``.
+    """
+    fields = {field.name: field for field in dataclasses.fields(default)}
+    merged = dict(below)
+    for key, value in layer.items():
+        field, where = fields.get(key), f"{prefix}{key}"
+        current = getattr(default, key, None)
+        if field is not None and registry_of(field) is not None:
+            merged[key] = _merge_component(field, current, merged.get(key), named(value), found, where)
+        elif field is not None and dataclasses.is_dataclass(current) and isinstance(value, Mapping):
+            merged[key] = merge(current, merged.get(key) or {}, value, found, f"{where}.")
+        elif isinstance(value, Mapping) and isinstance(merged.get(key), Mapping):
+            merged[key] = {**merged[key], **value}
+        else:
+            merged[key] = value
+    return merged
+
+
+def _merge_component(
+    field: dataclasses.Field[Any], current: Any, below: Any, layer: Tree, found: list[str], where: str
+) -> Tree:
+    registry = registry_of(field)
+    if registry is None:
+        return layer
+    old = named(below) if below is not None else {}
+    old_name = old.get("name", registry.name_of(current) if current is not None else registry.default)
+    name = str(layer.get("name", old_name))
+    if name != old_name:
+        old = {}
+    try:
+        chosen = component_default(current, registry, name, f"{where}.name")
+    except ConfigError as error:
+        found += [str(error)] if str(error) not in found else []
+        return named(below) if below is not None else {}
+    return merge(chosen, old, {**layer, "name": name}, found, f"{where}.")
+
+
+def stack(default: Any, files: Sequence[Mapping[str, Any]], overrides: Mapping[str, Any], found: list[str]) -> Tree:
+    """All layers merged: files in order, their ``when`` clauses, overrides on top.
+
+    A ``when`` clause sets values where the *final* configuration meets its conditions, so that one override such as
+    ``--data.horizon 336`` brings the recipe that belongs to it; what the user sets by hand still wins. Wrong component
+    names go into ``found``.
+    """
+    base: Tree = {}
+    clauses: list[Mapping[str, Any]] = []
+    for layer in files:
+        clauses += _clauses(layer.get("when", ()))
+        base = merge(default, base, {key: value for key, value in layer.items() if key != "when"}, found)
+    for clause in clauses:
+        if _holds(default, merge(default, base, overrides, found), clause["if"]):
+            base = merge(default, base, unflatten(clause["set"]), found)
+    return merge(default, base, overrides, found)
+
+
+def _clauses(found: Any) -> Iterable[Mapping[str, Any]]:
+    if not isinstance(found, Sequence) or isinstance(found, str):
+        raise ConfigError("'when' must be a list of {if: {key: value}, set: {key: value}}")
+    for clause in found:
+        if not isinstance(clause, Mapping) or set(clause) != {"if", "set"}:
+            raise ConfigError(f"a 'when' clause needs the keys 'if' and 'set', found {clause!r}")
+    return found
+
+
+def _holds(default: Any, tree: Mapping[str, Any], conditions: Mapping[str, Any]) -> bool:
+    from apps.core.cli.resolve import complete
+
+    values = flatten(to_plain(complete(default, tree)))
+    return all(_same(values.get(key), wanted) for key, wanted in flatten(conditions).items())
+
+
+def _same(value: Any, wanted: Any) -> bool:
+    if isinstance(wanted, list):
+        return any(_same(value, one) for one in wanted)
+    return bool(value == wanted) or str(value) == str(wanted)

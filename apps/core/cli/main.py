@@ -1,0 +1,116 @@
+"""Entry of every app: ``python -m apps.<task> VERB [--config FILE] [--KEY VALUE ...]``."""
+
+from __future__ import annotations
+
+import errno
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from apps.core.cli import help as pages
+from apps.core.cli.layers import read_yaml, stack, unflatten
+from apps.core.cli.resolve import resolve, to_yaml
+from apps.core.cli.words import Words, split
+from apps.core.task import VERBS, Task, VerbOptions
+from graftwork.errors import ConfigError, UserError
+from graftwork.names import unknown
+
+SHELLS = ("bash", "zsh", "tcsh")
+
+
+def main(task: Task, argv: Sequence[str] | None = None) -> int:
+    """Run one verb.
+
+    Args:
+        task: The app.
+        argv: Words after the program's name; the process's own if omitted.
+
+    Returns:
+        Exit code: 0 done, 1 a check failed, 2 an error that the user can mend, 130 interrupted.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in words
+    try:
+        return _run(task, words)
+    except UserError as error:
+        return _complain(str(error), debug)
+    except KeyboardInterrupt:
+        return _complain("interrupted", debug, code=130)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT, errno.EPERM):
+            raise
+        return _complain(f"{error.filename or 'a file'}: {error.strerror}. Free space or choose another folder", debug)
+
+
+def _complain(text: str, debug: bool, code: int = 2) -> int:
+    if debug:
+        traceback.print_exc()
+    sys.stdout.flush()
+    sys.stderr.write(f"error: {text}\n")
+    return code
+
+
+def _run(task: Task, words: list[str]) -> int:
+    if not words or words[0] in ("-h", "--help"):
+        sys.stdout.write(pages.task_page(task) + "\n")
+        return 0
+    if words[0] == "--print_completion":
+        return _print_completion(task, words[1:])
+    verb = words[0]
+    if verb not in VERBS:
+        raise unknown("verb", verb, VERBS)
+    sorted_words = split(words[1:])
+    files = [read_yaml(Path(path)) for path in sorted_words.configs]
+    if "help" in sorted_words.flags:
+        return _print_help(task, verb, files, sorted_words)
+    stored = _stored_config(task, sorted_words)
+    config = resolve(task.config, [*([stored] if stored else []), *files], sorted_words.overrides)
+    text = to_yaml(config)
+    if "print_config" in sorted_words.flags:
+        sys.stdout.write(text)
+        return 0
+    options = VerbOptions(
+        argv=tuple(words),
+        checkpoint_config=stored,
+        config_text=text,
+        **sorted_words.options,
+    )
+    from apps.core.run.verbs import run_verb
+
+    return int(run_verb(task, verb, config, options))
+
+
+def _print_help(task: Task, verb: str, files: list[dict[str, Any]], words: Words) -> int:
+    default = task.config()
+    found: list[str] = []
+    tree = stack(default, files, unflatten(words.overrides), found)
+    if found:
+        raise ConfigError(found[0])
+    pages.verb_parser(task, verb, default, tree).print_help()
+    return 0
+
+
+def _print_completion(task: Task, words: list[str]) -> int:
+    if len(words) != 1 or words[0] not in SHELLS:
+        raise ConfigError(f"--print_completion needs one of {', '.join(SHELLS)}")
+    sys.stdout.write(pages.completion(task, words[0], task.config()))
+    return 0
+
+
+def _stored_config(task: Task, words: Words) -> dict[str, Any] | None:
+    """Configuration kept in the weights, so that ``--weights best.ckpt`` alone knows its model."""
+    spec = words.options.get("weights", "")
+    if not spec or spec.startswith("official:"):
+        return None
+    from apps.core.checkpoints.read import stored_config
+
+    return stored_config(spec, task.name)
+
+
+def run(task: Task) -> None:
+    """Run the verb named on the process's command line and exit with its code."""
+    code = main(task)
+    sys.stdout.flush()
+    sys.exit(code)
