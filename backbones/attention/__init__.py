@@ -6,6 +6,6 @@ what steers them: ``with attention.force("math")``, ``attention.used()``. It imp
 
 from __future__ import annotations
 
-from backbones.attention.dispatch import force, set_default
+from backbones.attention.dispatch import explain, force, reset_used, set_default, used
 
-__all__ = ["force", "set_default"]
+__all__ = ["explain", "force", "reset_used", "set_default", "used"]

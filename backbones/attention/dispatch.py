@@ -6,20 +6,96 @@ Precedence of a wish, first stated wins: the call's ``backend`` argument, ``with
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Literal
+from dataclasses import asdict, dataclass, field
+from functools import cache
+from typing import TYPE_CHECKING, Any, Literal
 
+from graftwork.errors import ConfigError
 from graftwork.names import unknown
+
+if TYPE_CHECKING:
+    import torch
 
 VARIABLE = "GRAFTWORK_ATTENTION"
 BACKENDS = ("xformers", "sdpa", "math")
 NAMES = ("auto", *BACKENDS)
 
+logger = logging.getLogger("graftwork.attention")
 _forced: ContextVar[str | None] = ContextVar("graftwork_attention", default=None)
 _default: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What a backend must know of a call to say whether it can serve it.
+
+    Attributes:
+        device: Where the tensors are.
+        dtype: Type the products are computed in; under autocast its type.
+        batch: Samples, B.
+        queries: Query tokens, Lq.
+        keys: Key tokens, Lk.
+        heads: Heads, H.
+        width: Channels of a head of queries and keys.
+        value_width: Channels of a head of values.
+        bias: Whether a bias is given, and of which kind.
+        bias_grad: The bias needs a gradient.
+        causal: Query i must not see later keys.
+        lengths: Key counts per sample are given.
+        dropout: Share of weights dropped.
+        needs_grad: Queries, keys or values need a gradient.
+    """
+
+    device: torch.device
+    dtype: torch.dtype
+    batch: int
+    queries: int
+    keys: int
+    heads: int
+    width: int
+    value_width: int
+    bias: Literal["none", "bool", "float"] = "none"
+    bias_grad: bool = False
+    causal: bool = False
+    lengths: bool = False
+    dropout: float = 0.0
+    needs_grad: bool = False
+
+    @property
+    def mask_free(self) -> bool:
+        """No tensor says which keys are seen; causality needs none."""
+        return self.bias == "none" and not self.lengths
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One decision of the dispatcher: ``passed_over`` maps the backends preferred to it to why they cannot serve."""
+
+    backend: str
+    device: str
+    dtype: str
+    wanted_by: str = ""
+    passed_over: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of :func:`explain`: the types a backend serves on a device, and why not the others."""
+
+    backend: str
+    device: str
+    dtypes: tuple[str, ...]
+    reason: str
+
+
+_used: dict[str, dict[tuple[str, str, str], Choice]] = {}
 
 
 def _checked(name: str, where: str) -> str:
@@ -88,5 +164,163 @@ def resolve_form(operator: str, backend: str = "auto") -> Literal["fast", "math"
     Raises:
         ConfigError: Unknown backend name.
     """
-    name, _ = wish(backend)
-    return "math" if name == "math" else "fast"
+    name, source = wish(backend)
+    form: Literal["fast", "math"] = "math" if name == "math" else "fast"
+    _record(operator, Choice(form, "any", "any", source))
+    return form
+
+
+def backend_module(name: str) -> Any:
+    """The module of a backend: ``why_not(request) -> str | None`` and ``run(queries, keys, values, ...)``."""
+    return importlib.import_module(f"backbones.attention.backends.{name}")
+
+
+def preference(request: Request) -> tuple[str, ...]:
+    """Backends for a call, fastest first; the last one serves everything.
+
+    On Hopper GPUs xformers brings flash attention 3, which knows no tensor bias; elsewhere both libraries run the
+    same kernels and SDPA needs no copy of a broadcast bias. On a CPU SDPA measured faster from 11 to 2048 tokens, with
+    a bias and its gradient too (torch 2.10), but has no kernel for dropout and then is the slower way to the same.
+    An exported graph gets the plain formula, which every runtime knows.
+    """
+    if exporting() or (request.device.type == "cpu" and request.dropout > 0):
+        return ("math",)
+    if request.device.type == "cuda" and not (request.dtype.itemsize == 2 and request.mask_free):
+        return ("sdpa", "xformers", "math")
+    return ("xformers", "sdpa", "math")
+
+
+def exporting() -> bool:
+    """The call is being traced into a graph for another runtime, not run."""
+    import torch
+
+    return torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export() or torch.jit.is_tracing()
+
+
+def choose(operator: str, request: Request, backend: str = "auto") -> str:
+    """Pick the backend for a call and record the decision.
+
+    Args:
+        operator: Name of the operator, for the record.
+        request: What the call needs.
+        backend: The call's own argument.
+
+    Returns:
+        A name of :data:`BACKENDS`.
+
+    Raises:
+        ConfigError: Unknown name, or a wanted backend that cannot serve the call; the message says why.
+    """
+    name, source = wish(backend)
+    passed_over: dict[str, str] = {}
+    for candidate in preference(request) if name == "auto" else (name,):
+        reason = refusal(candidate, request)
+        if reason is None:
+            _record(operator, Choice(candidate, str(request.device), _short(request.dtype), source, passed_over))
+            return candidate
+        passed_over[candidate] = reason
+    raise ConfigError(
+        f"attention backend '{name}' cannot serve this call of {operator}: {passed_over[name]}",
+        where=source,
+        mend="Use 'auto' or 'math', or see: python -m backbones.attention",
+    )
+
+
+def refusal(name: str, request: Request) -> str | None:
+    """Why a backend cannot serve a call, its probe on that device and type included; None if it can."""
+    import torch
+
+    reason: str | None = backend_module(name).why_not(request)
+    if reason is None and name != "math" and not torch.compiler.is_compiling():
+        return probe(name, str(request.device), request.dtype)
+    return reason
+
+
+@cache
+def probe(name: str, device: str, dtype: torch.dtype) -> str | None:
+    """Run a backend once, forward and backward, beside the reference; importable is not usable.
+
+    Args:
+        name: A name of :data:`BACKENDS`.
+        device: Device to run on.
+        dtype: Type of the tensors.
+
+    Returns:
+        Why the backend is not usable there, None if it is. Remembered for the life of the process.
+    """
+    import torch
+
+    # Fixed numbers instead of random ones: a probe must not move the generator of a training that is to be resumed.
+    with torch.inference_mode(False), torch.enable_grad(), torch.autocast(torch.device(device).type, enabled=False):
+        try:
+            found, expected = (_probe_run(backend, device, dtype) for backend in (name, "math"))
+        except Exception as error:  # whatever a foreign kernel raises is the answer
+            return f"probe failed: {type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+    tolerance = 1e-4 if dtype.itemsize >= 4 else 5e-2
+    worst = max(float((ours - theirs).abs().max()) for ours, theirs in zip(found, expected, strict=True))
+    return None if worst <= tolerance else f"probe differs from math by {worst:.1e}"
+
+
+def _probe_run(name: str, device: str, dtype: torch.dtype) -> list[torch.Tensor]:
+    import torch
+
+    tokens = torch.linspace(-1, 1, 8 * 2 * 16, dtype=torch.float32).reshape(1, 8, 2, 16).to(device, dtype)
+    inputs = [(tokens * factor).requires_grad_() for factor in (1.0, -0.5, 2.0)]
+    output = backend_module(name).run(*inputs, causal=True, scale=0.25)
+    return [tensor.detach().float() for tensor in (output, *torch.autograd.grad(output.sum(), inputs))]
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _record(operator: str, choice: Choice) -> None:
+    choices = _used.setdefault(operator, {})
+    key = (choice.backend, choice.device, choice.dtype)
+    if key in choices:
+        return
+    choices[key] = choice
+    wanted = f", wanted by {choice.wanted_by}" if choice.wanted_by else ""
+    instead = "".join(f"; not {name}: {reason}" for name, reason in choice.passed_over.items())
+    logger.info("%s on %s %s: %s%s%s", operator, choice.device, choice.dtype, choice.backend, wanted, instead)
+
+
+def used() -> dict[str, list[dict[str, Any]]]:
+    """Operators called so far in this process and the backends that served them, as plain types.
+
+    Returns:
+        Operator to its choices: ``backend`` (``fast`` or ``math`` for operators without foreign kernels), ``device``,
+        ``dtype``, ``wanted_by`` (empty for the dispatcher's own choice), ``passed_over`` (name to reason).
+    """
+    return {operator: [asdict(choice) for choice in choices.values()] for operator, choices in _used.items()}
+
+
+def reset_used() -> None:
+    """Forget the record, so that :func:`used` tells of what comes next."""
+    _used.clear()
+
+
+def explain(device: str | None = None) -> list[Row]:
+    """Which backends of ``attend`` are usable on a device and why the others are not.
+
+    Args:
+        device: Device to probe; a GPU if there is one, else the CPU, if omitted.
+    """
+    import torch
+
+    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    rows = []
+    for name in BACKENDS:
+        reasons = {}
+        for dtype in (torch.float32, torch.bfloat16, torch.float16):
+            request = Request(device=place, dtype=dtype, batch=1, queries=8, keys=8, heads=2, width=16, value_width=16)
+            reasons[_short(dtype)] = refusal(name, request)
+        usable = tuple(dtype for dtype, reason in reasons.items() if reason is None)
+        rows.append(Row(name, str(place), usable, "; ".join(sorted({r for r in reasons.values() if r is not None}))))
+    return [*rows, _natten_row(str(place))]
+
+
+def _natten_row(device: str) -> Row:
+    installed = importlib.util.find_spec("natten") is not None
+    mend = "" if installed else "; not installed: pip install 'graftwork[natten]'"
+    return Row("natten", device, (), f"serves neighborhood attention only, not attend{mend}")
