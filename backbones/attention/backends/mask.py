@@ -1,0 +1,61 @@
+"""Which keys a query sees, in one place for all backends.
+
+Shape legend: B batch, H heads, Lq queries, Lk keys.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+HIDDEN = float("-inf")
+
+
+def visibility(
+    queries: Tensor, keys: Tensor, *, bias: Tensor | None, causal: bool, lengths: Tensor | None
+) -> Tensor | None:
+    """Combine a boolean bias, causality and lengths.
+
+    Args:
+        queries: [B, Lq, H, d].
+        keys: [B, Lk, H, d].
+        bias: Only a boolean one (True is visible) counts here.
+        causal: The last query sees all keys, each query before it one key less.
+        lengths: Valid keys per sample, [B].
+
+    Returns:
+        True where the query sees the key, broadcastable to [B, H, Lq, Lk]; None if every query sees every key.
+    """
+    parts = [bias] if bias is not None and bias.dtype == torch.bool else []
+    q_tokens, k_tokens, device = queries.shape[1], keys.shape[1], queries.device
+    if causal:
+        full = torch.ones(q_tokens, k_tokens, dtype=torch.bool, device=device)
+        parts.append(full.tril(k_tokens - q_tokens))
+    if lengths is not None:
+        valid = torch.arange(k_tokens, device=device) < lengths.to(device)[:, None]
+        parts.append(valid[:, None, None, :])  # B, 1, 1, Lk
+    if not parts:
+        return None
+    visible = parts[0]
+    for part in parts[1:]:
+        visible = visible & part
+    return visible
+
+
+def float_bias(bias: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """The bias in the type of the logits, None for none or a boolean one.
+
+    Finite values stay finite: a -1e9 that means "hardly ever" must not turn into "never" in float16.
+    """
+    if bias is None or bias.dtype == torch.bool or bias.dtype == dtype:
+        return bias if bias is not None and bias.dtype != torch.bool else None
+    lowest = torch.finfo(dtype).min
+    if lowest <= torch.finfo(bias.dtype).min:
+        return bias.to(dtype)
+    return torch.where(bias == HIDDEN, bias, bias.clamp(min=lowest)).to(dtype)
+
+
+def blind(mask: Tensor) -> Tensor:
+    """Queries that see no key, [.., Lq, 1], from a boolean or additive mask [.., Lq, Lk]."""
+    hidden = ~mask if mask.dtype == torch.bool else mask == HIDDEN
+    return hidden.all(-1, keepdim=True)
