@@ -1,0 +1,1 @@
+"""Long-term forecasting of multivariate time series."""

@@ -1,0 +1,65 @@
+"""Listing, help and wrong options answer at once: nothing heavy is imported."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+HEAVY = ("torch", "pytorch_lightning", "pandas", "numpy", "matplotlib", "wandb", "scipy")
+PROBE = """
+import runpy, sys
+sys.argv = {argv!r}
+try:
+    runpy.run_module({module!r}, run_name="__main__", alter_sys=True)
+except SystemExit as end:
+    code = end.code
+else:
+    code = 0
+print("CODE", code or 0, "HEAVY", sorted(set(sys.modules) & set({heavy!r})))
+"""
+
+
+def start(module: str, *words: str) -> tuple[str, str]:
+    probe = PROBE.format(argv=[module, *words], module=module, heavy=HEAVY)
+    done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, cwd=ROOT, timeout=60)
+    return done.stdout, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        ((), 0),
+        (("--help",), 0),
+        (("fit", "--help"), 0),
+        (("fit", "--print_config"), 0),
+        (("fit", "--model.nmae", "patchtst"), 2),
+        (("fti",), 2),
+        (("fit", "--config", "nowhere.yaml"), 2),
+    ],
+)
+def test_forecasting_answers_without_heavy_imports(words, code):
+    out, err = start("apps.forecasting", *words)
+    assert out.splitlines()[-1] == f"CODE {code} HEAVY []", out + err
+    assert "Traceback" not in err
+
+
+def test_apps_lists_tasks_without_heavy_imports():
+    out, _ = start("apps")
+    assert "forecasting" in out
+    assert out.splitlines()[-1] == "CODE 0 HEAVY []"
+
+
+def test_help_names_verbs_models_mixers_and_datasets():
+    out, _ = start("apps.forecasting", "--help")
+    for word in ("fit", "doctor", "itransformer", "patchtst", "flow", "selective_scan", "sample", "ett"):
+        assert word in out
+
+
+def test_verb_help_follows_the_chosen_component():
+    out, _ = start("apps.forecasting", "fit", "--model.name", "patchtst", "--help")
+    assert "--model.patch_length" in out or "--model.patch" in out
+    assert "--data.horizon" in out
