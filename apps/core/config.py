@@ -157,8 +157,12 @@ class LogConfig:
 
 @dataclass(kw_only=True)
 class AppConfig:
-    """Base of every app's configuration; an app adds ``data`` and ``model`` and may change defaults."""
+    """Base of every app's configuration; an app fills in ``data`` and ``model`` and may change defaults."""
 
+    data: Any = None
+    """The dataset, a component of the app's registry."""
+    model: Any = None
+    """The model, a component of the app's registry."""
     seed: int = 2023
     """Seed of weights, order, augmentation and dropout."""
     attention: Literal["auto", "math", "sdpa", "xformers", "natten"] = "auto"
@@ -177,6 +181,3 @@ class AppConfig:
     """Loggers."""
     published: dict[str, float] = field(default_factory=dict)
     """Published value of a test metric, shown beside ours: {'mse': 0.386}."""
-
-    data: Any = None
-    model: Any = None

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from apps.core.config import AppConfig, OptimConfig, ScheduleConfig, TrainerConfig
 from apps.core.task import Task
-from apps.forecasting.models.config import MODELS
+from apps.forecasting.models.config import MODELS, marks_kind
 from backbones.sequence.config import MIXERS
 from datamodules.forecasting.config import DATASETS
 from graftwork.components import component
@@ -43,12 +43,16 @@ class ForecastingConfig(AppConfig):
 
     def problems(self) -> Iterator[str]:
         """Values of data and model that contradict each other."""
-        label = getattr(self.model, "label_length", 0)
-        if label > self.data.look_back:
+        label = getattr(self.model, "label_length", None)
+        if label is not None and label > self.data.look_back:
             yield (
                 f"model.label_length={label} is longer than data.look_back={self.data.look_back}; "
                 f"try --model.label_length {self.data.look_back // 2}"
             )
+        wanted = "integer" if marks_kind(self.model) == "integer" else "timeF"
+        if self.data.marks not in ("none", wanted):
+            embed = getattr(self.model, "embed", "timeF")
+            yield f"data.marks={self.data.marks} does not fit model.embed={embed}; try --data.marks {wanted}"
 
 
 TASK = Task(

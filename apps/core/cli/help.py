@@ -35,7 +35,10 @@ def verb_parser(task: Task, verb: str, default: Any, tree: Mapping[str, Any]) ->
     from jsonargparse import ArgumentParser
 
     parser = ArgumentParser(
-        prog=f"python -m apps.{task.name} {verb}", description=f"{VERBS[verb].capitalize()}.", exit_on_error=False
+        prog=f"python -m apps.{task.name} {verb}",
+        usage="%(prog)s [--config FILE ...] [--KEY VALUE ...]",  # the list of all keys follows below
+        description=f"{VERBS[verb].capitalize()}.",
+        exit_on_error=False,
     )
     for name, text in VERB_OPTIONS.items():
         parser.add_argument(f"--{name}", type=str, default=None, help=text)

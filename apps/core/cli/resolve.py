@@ -34,9 +34,8 @@ def resolve(cls: type, files: Sequence[Mapping[str, Any]], overrides: Mapping[st
     found += unknown_keys(tree, options)
     values, wrong = typed(tree, options)
     found += wrong
-    if not found:
-        config = build(default, unflatten(values))
-        found = list(problems(config))
+    config = build(default, unflatten(values))
+    found += problems(config)
     if found:
         raise all_problems(found)
     return config
