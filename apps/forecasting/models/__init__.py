@@ -1,0 +1,1 @@
+"""Forecasting models, one file each; :mod:`apps.forecasting.models.config` names them and builds them."""
