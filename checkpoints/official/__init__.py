@@ -1,0 +1,1 @@
+"""Key maps from official checkpoints to our models, one file per task."""
