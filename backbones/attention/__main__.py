@@ -15,6 +15,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
 
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     from backbones.attention import dispatch
@@ -26,7 +27,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     table = Table("backend", "usable", "types", "why not", title=f"Attention backends on {rows[0].device}")
     for row in rows:
-        table.add_row(row.backend, "yes" if row.dtypes else "no", ", ".join(row.dtypes) or "-", row.reason or "-")
+        usable, types = "yes" if row.dtypes else "no", ", ".join(row.dtypes) or "-"
+        table.add_row(row.backend, usable, types, escape(row.reason) or "-")
     console = Console()
     console.print(table)
     source = f", wanted by {wanted[1]}" if wanted[1] else ": the fastest that can serve a call"

@@ -305,10 +305,19 @@ def explain(device: str | None = None) -> list[Row]:
 
     Args:
         device: Device to probe; a GPU if there is one, else the CPU, if omitted.
+
+    Raises:
+        ConfigError: ``device`` is no device's name.
     """
     import torch
 
-    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    try:
+        place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except RuntimeError as error:
+        raise ConfigError(f"'{device}' is no device", where="device", mend="Use e.g. cpu, cuda or cuda:1") from error
+    if place.type == "cuda" and not torch.cuda.is_available():
+        absent = "no CUDA device here: no driver, no GPU, or a torch built without CUDA"
+        return [Row(name, str(place), (), absent) for name in (*BACKENDS, "natten")]
     rows = []
     for name in BACKENDS:
         reasons = {}
