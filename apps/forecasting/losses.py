@@ -49,7 +49,7 @@ def pinball_loss(forecast: Tensor, target: Tensor, levels: Sequence[float]) -> T
     """
     if forecast.shape[:-1] != target.shape or forecast.shape[-1] != len(levels):
         raise ShapeError(
-            f"quantiles are {tuple(forecast.shape)}, expected truth {tuple(target.shape)} with {len(levels)} levels behind"
+            f"quantiles are {tuple(forecast.shape)}, the truth {tuple(target.shape)}, levels {len(levels)}"
         )
     probability = torch.as_tensor(levels, dtype=forecast.dtype, device=forecast.device)
     error = target.unsqueeze(-1) - forecast

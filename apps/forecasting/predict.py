@@ -1,0 +1,191 @@
+"""Forecasts of new data: arrays, data frames and CSV files, in the data's own units, with continued timestamps."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from apps.forecasting.models.forecast import Forecast
+from apps.forecasting.visualise import draw_forecast
+from datamodules.forecasting.calendar import calendar_marks, future_marks
+from datamodules.forecasting.config import CsvConfig
+from datamodules.forecasting.csv import find_file, read_series
+from datamodules.forecasting.frame import series_from_array, series_from_frame
+from datamodules.forecasting.series import Series
+from graftwork.errors import DataError
+from graftwork.names import nearest
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from apps.forecasting.module import ForecastingModule
+
+
+@dataclass(frozen=True, eq=False)
+class SeriesForecast:
+    """A forecast in units.
+
+    Args:
+        names: Forecast columns.
+        times: [S] timestamps; those of a made-up calendar where an array came without any.
+        values: [S, outputs].
+        quantiles: Level to [S, outputs]; empty for point models.
+        history: The rows that the model saw.
+    """
+
+    names: tuple[str, ...]
+    times: pd.DatetimeIndex
+    values: NDArray[np.float64]
+    quantiles: dict[float, NDArray[np.float64]]
+    history: Series
+
+    def frame(self) -> pd.DataFrame:
+        """One row per step, one column per variate, and ``<name>_q<level>`` for quantiles."""
+        import pandas as pd
+
+        frame = pd.DataFrame(self.values, index=self.times, columns=list(self.names)).rename_axis("date")
+        for level, values in self.quantiles.items():
+            for i, name in enumerate(self.names):
+                frame[f"{name}_q{level:g}"] = values[:, i]
+        return frame
+
+    def figure(self) -> Any:
+        """History, forecast and quantile band as a matplotlib figure."""
+        shown = self.history.values[-3 * len(self.times) :]
+        times = [*self.history.index[-len(shown) :], *self.times]
+        levels = sorted(self.quantiles)
+        band = (self.quantiles[levels[0]], self.quantiles[levels[-1]]) if len(levels) > 1 else None
+        return draw_forecast(shown, self.values, self.names, band=band, times=times)
+
+
+class SeriesPredictor:
+    """Trained weights, ready for new data.
+
+    Args:
+        module: A trained ``ForecastingModule``.
+    """
+
+    def __init__(self, module: ForecastingModule) -> None:
+        self.module = module.eval()
+        self.info = module.series
+
+    def __call__(
+        self, data: ArrayLike | pd.DataFrame, *, start: str | None = None, frequency: str | None = None
+    ) -> SeriesForecast:
+        """Forecast the steps after ``data``.
+
+        Args:
+            data: A data frame with a date column or a DatetimeIndex, or an array [T, variates] in units with the
+                columns of training in their order. The last ``look_back`` rows are used.
+            start: Timestamp of an array's first row; without it the calendar features are those of 2000-01-01 on.
+            frequency: Step of an array's rows; the training data's if omitted.
+
+        Raises:
+            DataError: Columns are missing, rows are too few, or values are not finite.
+        """
+        import pandas as pd
+
+        if isinstance(data, pd.DataFrame):
+            series = series_from_frame(data, self._reading(), "data frame")
+        else:
+            names = self.info.names if np.ndim(data) == 2 and np.shape(data)[1] == self.info.variates else None
+            series = series_from_array(data, frequency or self.info.frequency, start, names)
+        return self.forecast(series)
+
+    def predict_file(self, source: str | Path, output: str | Path | None = None) -> list[Path]:
+        """Forecast the steps after a CSV file.
+
+        Args:
+            source: CSV file with the columns of training.
+            output: CSV file to write; ``<source>_forecast.csv`` beside the source if omitted. A picture with the same
+                stem is written next to it.
+
+        Returns:
+            The files written.
+
+        Raises:
+            DataError: The file is missing or unsuitable.
+        """
+        path = find_file(str(source))
+        forecast = self.forecast(read_series(path, self._reading()), str(path))
+        target = Path(output) if output else path.with_name(f"{path.stem}_forecast.csv")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        picture = target.with_suffix(".png")
+        _write_atomically(target, lambda file: forecast.frame().to_csv(file, float_format="%.10g"))
+        figure = forecast.figure()
+        _write_atomically(picture, lambda file: figure.savefig(file, dpi=120, format="png"))
+        return [target, picture]
+
+    def forecast(self, series: Series, where: str = "data") -> SeriesForecast:
+        """Forecast the steps after a checked series."""
+        series = self._columns(series, where)
+        if len(series) < self.info.look_back:
+            raise DataError(
+                f"{len(series)} rows, but the model looks back over {self.info.look_back}", where, "Give more history"
+            )
+        prediction, times = self._run(series)
+        quantiles = {} if prediction.quantiles is None else self._quantiles(prediction.quantiles)
+        return SeriesForecast(
+            self.info.output_names, times, self._units(prediction.values), quantiles, self._outputs(series)
+        )
+
+    def _reading(self) -> CsvConfig:
+        """How to read new data: as the training data was read, without its file and splits."""
+        data = self.module.config.data
+        if isinstance(data, CsvConfig):
+            return data
+        target = self.info.names[-1]
+        return CsvConfig(features=data.features, target=target, columns=tuple(self.info.names), marks=data.marks)
+
+    def _columns(self, series: Series, where: str) -> Series:
+        missing = [name for name in self.info.names if name not in series.names]
+        if missing and len(series.names) == self.info.variates and where == "array":
+            return series
+        if missing:
+            close = nearest(missing[0], series.names)
+            hint = f"Did you mean {close[0]}?" if close else f"Found {', '.join(series.names)}"
+            raise DataError(f"column '{missing[0]}' of the training data is missing", where, hint)
+        return series.select(self.info.names)
+
+    def _run(self, series: Series) -> tuple[Forecast, pd.DatetimeIndex]:
+        info = self.info
+        rows = slice(len(series) - info.look_back, len(series))
+        scaled = (series.values[rows] - np.array(info.mean)) / np.array(info.scale)
+        past = calendar_marks(series.index[rows], info.frequency, info.marks)
+        times, ahead = future_marks(series.index[-1], info.frequency, info.horizon, info.marks)
+        batch = {"history": scaled, "history_marks": past, "future_marks": ahead}
+        with torch.inference_mode():
+            return self.module.forecast({key: self._tensor(value) for key, value in batch.items()}), times
+
+    def _tensor(self, values: NDArray[Any]) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(values)).float()[None].to(self.module.device)
+
+    def _units(self, values: Tensor) -> NDArray[np.float64]:
+        """Scaled [1, S, outputs] to units, [S, outputs]."""
+        scale, mean = np.array(self.info.output_scale), np.array(self.info.output_mean)
+        return np.asarray(values[0].double().cpu().numpy() * scale + mean)
+
+    def _quantiles(self, quantiles: Tensor) -> dict[float, NDArray[np.float64]]:
+        return {level: self._units(quantiles[..., i]) for i, level in enumerate(self.module.levels)}
+
+    def _outputs(self, series: Series) -> Series:
+        return series.select(self.info.output_names)
+
+
+def _write_atomically(path: Path, write: Any) -> None:
+    partial = path.with_name(f".{path.name}.part")
+    try:
+        with partial.open("wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
