@@ -1,0 +1,1 @@
+"""Time series: files and frames in, standardised windows with calendar marks out."""
