@@ -1,0 +1,70 @@
+"""Files that are written whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from pathlib import Path
+
+from graftwork.errors import UserError
+
+TMP_SUFFIX = ".tmp"
+
+
+def replace_file(path: Path, content: str | bytes | memoryview) -> None:
+    """Put ``content`` at ``path``: written beside it, flushed to the disk, then renamed.
+
+    A reader, and the next run after a crash, sees the old file or the new one, never a part of it.
+
+    Args:
+        path: Where; its folder is made if it is missing.
+        content: Text (UTF-8) or bytes.
+
+    Raises:
+        UserError: The disk is full, or the place cannot be written to; an older file at ``path`` is untouched.
+    """
+    data = content.encode() if isinstance(content, str) else content
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}{TMP_SUFFIX}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with unfinished.open("wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        unfinished.replace(path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+    finally:
+        with contextlib.suppress(OSError):
+            unfinished.unlink(missing_ok=True)
+
+
+def clean_unfinished(folder: Path) -> list[Path]:
+    """Remove what writers that were killed left behind in ``folder``; files of other kinds are not touched."""
+    found = [path for path in folder.glob(f".*{TMP_SUFFIX}") if path.is_file()] if folder.is_dir() else []
+    for path in found:
+        with contextlib.suppress(OSError):
+            path.unlink()
+    return found
+
+
+def cannot_write(path: Path, error: OSError) -> UserError:
+    """The sentence for a file that cannot be written."""
+    what = f"cannot be written: {error.strerror or error}"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        mend = "Free some space; what was written before is intact, and a fit goes on with --resume last"
+    else:
+        mend = "Choose a folder that you can write to, with --run.dir or --run.root"
+    return UserError(what, where=str(path), mend=mend)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the rename itself durable; not every file system can."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
