@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+from apps.core.cli.help import completion
 from apps.core.cli.main import main as run_app
 from apps.core.cli.tasks import TASKS, get_task
 from apps.core.task import VERBS
@@ -18,6 +19,7 @@ def page() -> str:
     lines += [f"  {name:<{width}}  {get_task(name).title}" for name in TASKS]
     lines += ["", "verbs:", *(f"  {name:<{width}}  {text}" for name, text in VERBS.items())]
     lines += ["", "Names of models, parts and datasets of a task: python -m apps.TASK --help"]
+    lines += ["Completion of the command 'graftwork TASK VERB': graftwork --print_completion bash (or zsh, fish, tcsh)"]
     return "\n".join(lines)
 
 
@@ -32,6 +34,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.write(page() + "\n")
         return 0
     try:
+        if words[0] == "--print_completion":
+            sys.stdout.write(completion([get_task(name) for name in TASKS], words[1] if len(words) > 1 else "bash"))
+            return 0
         task = get_task(words[0])
     except UserError as error:
         sys.stderr.write(f"error: {error}\n")

@@ -79,7 +79,11 @@ def test_models_know_no_lightning():
 
 
 def test_configs_import_no_torch():
-    paths = [*ROOT.glob("apps/**/config.py"), *ROOT.glob("datamodules/**/config.py"), *ROOT.glob("backbones/**/config.py")]
+    paths = [
+        *ROOT.glob("apps/**/config.py"),
+        *ROOT.glob("datamodules/**/config.py"),
+        *ROOT.glob("backbones/**/config.py"),
+    ]
     assert len(paths) >= 5
     heavy = {"torch", "pandas", "numpy", "pytorch_lightning", "matplotlib", "scipy"}
     for path in paths:

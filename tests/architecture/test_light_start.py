@@ -63,3 +63,12 @@ def test_verb_help_follows_the_chosen_component():
     out, _ = start("apps.forecasting", "fit", "--model.name", "patchtst", "--help")
     assert "--model.patch_length" in out or "--model.patch" in out
     assert "--data.horizon" in out
+
+
+def test_completion_script_is_valid_bash_and_knows_nested_options(tmp_path):
+    out, _ = start("apps", "--print_completion", "bash")
+    script = tmp_path / "completion.sh"
+    script.write_text(out.rsplit("CODE", 1)[0])
+    assert subprocess.run(["bash", "-n", str(script)], timeout=20).returncode == 0
+    for word in ("forecasting", "fit", "--data.horizon", "--model.name"):
+        assert word in out

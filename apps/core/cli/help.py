@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from apps.core.cli.schema import leaves, section_title
 from apps.core.cli.words import FLAGS, VERB_OPTIONS
 from apps.core.task import VERBS, Task
+from graftwork.names import unknown
 
 
 def task_page(task: Task) -> str:
@@ -54,14 +55,24 @@ def verb_parser(task: Task, verb: str, default: Any, tree: Mapping[str, Any]) ->
     return parser
 
 
-def completion(task: Task, shell: str, default: Any) -> str:
-    """Completion script of one app for bash, zsh or tcsh."""
+def completion(tasks: Sequence[Task], shell: str) -> str:
+    """Completion script of the command ``graftwork TASK VERB --KEY`` for bash, zsh or tcsh.
+
+    Raises:
+        ConfigError: No such shell.
+    """
     import shtab
     from jsonargparse import ArgumentParser
 
-    parser = ArgumentParser(prog=f"graftwork-{task.name}", description=task.title)
-    verbs = parser.add_subcommands(required=False)
-    for verb in VERBS:
-        verbs.add_subcommand(verb, verb_parser(task, verb, default, {}), help=VERBS[verb])
+    if shell not in shtab.SUPPORTED_SHELLS:
+        raise unknown("shell", shell, shtab.SUPPORTED_SHELLS)
+    parser = ArgumentParser(prog="graftwork", description="Applied tasks on a shared trunk.")
+    by_task = parser.add_subcommands(required=False, dest="task")
+    for task in tasks:
+        task_parser = ArgumentParser(prog=f"graftwork {task.name}", description=task.title)
+        by_task.add_subcommand(task.name, task_parser, help=task.title)
+        verbs = task_parser.add_subcommands(required=False, dest="verb")
+        for verb in VERBS:
+            verbs.add_subcommand(verb, verb_parser(task, verb, task.config(), {}), help=VERBS[verb])
     script: str = shtab.complete(parser, shell)
     return script

@@ -17,8 +17,6 @@ from apps.core.task import VERBS, Task, VerbOptions
 from graftwork.errors import ConfigError, UserError
 from graftwork.names import unknown
 
-SHELLS = ("bash", "zsh", "tcsh")
-
 
 def main(task: Task, argv: Sequence[str] | None = None) -> int:
     """Run one verb.
@@ -56,8 +54,6 @@ def _run(task: Task, words: list[str]) -> int:
     if not words or words[0] in ("-h", "--help"):
         sys.stdout.write(pages.task_page(task) + "\n")
         return 0
-    if words[0] == "--print_completion":
-        return _print_completion(task, words[1:])
     verb = words[0]
     if verb not in VERBS:
         raise unknown("verb", verb, VERBS)
@@ -89,13 +85,6 @@ def _print_help(task: Task, verb: str, files: list[dict[str, Any]], words: Words
     if found:
         raise ConfigError(found[0])
     pages.verb_parser(task, verb, default, tree).print_help()
-    return 0
-
-
-def _print_completion(task: Task, words: list[str]) -> int:
-    if len(words) != 1 or words[0] not in SHELLS:
-        raise ConfigError(f"--print_completion needs one of {', '.join(SHELLS)}")
-    sys.stdout.write(pages.completion(task, words[0], task.config()))
     return 0
 
 
