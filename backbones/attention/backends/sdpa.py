@@ -63,4 +63,3 @@ def _mask(
         additive = additive.masked_fill(~visible, HIDDEN)
     empty = blind(additive)
     return additive.masked_fill(empty, 0.0), empty
-
