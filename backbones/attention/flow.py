@@ -26,7 +26,7 @@ class FlowState(NamedTuple):
     """What causal flow-attention remembers of the tokens before; its size does not depend on their number.
 
     Attributes:
-        count: Valid tokens seen, [B, 1, 1].
+        seen: Valid tokens so far, [B, 1, 1].
         keys: Sum of phi(k), [B, H, 1, d].
         queries: Sum of phi(q), [B, H, 1, d].
         key_flow: Sum of phi(k) over its outgoing flow, [B, H, 1, d].
@@ -35,7 +35,7 @@ class FlowState(NamedTuple):
         product: Sum of phi(k) outer competing value, [B, H, d, e].
     """
 
-    count: Tensor
+    seen: Tensor
     keys: Tensor
     queries: Tensor
     key_flow: Tensor
@@ -160,7 +160,7 @@ def _causal(
     state: FlowState,
     chunk: int,
 ) -> tuple[Tensor, FlowState]:
-    count = valid.cumsum(-1) + state.count  # B, 1, L
+    count = valid.cumsum(-1) + state.seen  # B, 1, L
     steps = count.clamp(min=1)
     seen_q, seen_k = phi_q * valid[..., None], phi_k * valid[..., None]
     keys, queries = seen_k.cumsum(-2) + state.keys, seen_q.cumsum(-2) + state.queries
