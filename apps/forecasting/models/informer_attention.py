@@ -5,14 +5,21 @@ Source: Zhou et al. 2021 (Informer), section 3.1.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from backbones.attention.attend import attend
-from backbones.attention.probsparse import prob_sparse_attention
+from backbones.attention.probsparse import draw_keys, prob_sparse_attention
 from backbones.sequence.base import ProjectedMixer, merge_heads
-from backbones.sequence.probsparse import sampled_keys
+
+
+@lru_cache(maxsize=64)
+def evaluation_keys(queries: int, keys: int, factor: int) -> Tensor:
+    """The sampled keys of evaluation: drawn once from a fixed seed, so that every call gives the same forecast."""
+    return draw_keys(queries, keys, factor, torch.Generator().manual_seed(0))
 
 
 class InformerAttention(ProjectedMixer):
@@ -72,7 +79,7 @@ class InformerAttention(ProjectedMixer):
                 values,
                 factor=self.factor,
                 causal=self.causal,
-                index_sample=sampled_keys(self, queries, keys),
+                index_sample=self._sampled_keys(queries, keys),
             )
         else:
             drop = self.dropout if self.training else 0.0
@@ -80,3 +87,10 @@ class InformerAttention(ProjectedMixer):
         if self.mixed:
             attended = attended.transpose(1, 2).reshape(attended.shape)  # B, H, L, d read as B, L, H, d
         return self.out(merge_heads(attended)), None
+
+    def _sampled_keys(self, queries: Tensor, keys: Tensor) -> Tensor | None:
+        """The table to use: the one set, the fixed one of evaluation, or None to have one drawn."""
+        table = self.index_sample
+        if table is None and not self.training:
+            table = evaluation_keys(queries.shape[1], keys.shape[1], self.factor)
+        return None if table is None else table.to(queries.device)

@@ -20,7 +20,6 @@ from apps.forecasting.models.encoder import Encoder, EncoderLayer, FeedForward
 from apps.forecasting.models.forecast import Forecast, Forecaster, ForecastHead
 from apps.forecasting.models.info import SeriesInfo
 from apps.forecasting.models.normalisation import standardise
-from backbones.attention.attend import attend
 from backbones.sequence.base import Mixer
 from backbones.sequence.softmax import SoftmaxMixer
 from graftwork.errors import ConfigError
@@ -131,8 +130,4 @@ class ITransformer(VariateForecaster):
         tokens = self.embed(history, history_marks)
         for earlier in list(self.encoder.layers)[: layer % len(self.encoder.layers)]:
             tokens = earlier(tokens)
-        queries, keys, _ = mixer.project(tokens)  # B, N + M, H, d
-        count = tokens.shape[1]
-        one_hot = torch.eye(count, dtype=keys.dtype, device=keys.device)
-        values = one_hot[None, :, None, :].expand(keys.shape[0], -1, keys.shape[2], -1)
-        return attend(queries, keys, values, backend="math").transpose(1, 2)  # reading one-hot values gives the weights
+        return mixer.weights(tokens)

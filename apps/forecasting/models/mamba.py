@@ -10,13 +10,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from backbones.sequence.selective_scan import SelectiveScanMixer
 from torch import Tensor, nn
 
 from apps.forecasting.models.encoder_decoder import step_embedding
 from apps.forecasting.models.forecast import Forecast, Forecaster
 from apps.forecasting.models.info import SeriesInfo
 from apps.forecasting.models.normalisation import standardise
-from backbones.sequence.selective_scan import SelectiveScanMixer
 
 if TYPE_CHECKING:
     from apps.forecasting.models.config import MambaConfig
