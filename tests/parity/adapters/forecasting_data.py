@@ -1,0 +1,123 @@
+"""Adapters of the data protocol: calendar features and the ETT windows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from apps.forecasting.models.config import LastValueConfig, SeriesInfo
+from datamodules.forecasting.borders import SplitName
+from datamodules.forecasting.calendar import integer_marks
+from datamodules.forecasting.calendar import time_features as calendar_features
+from datamodules.forecasting.config import CsvConfig, EttConfig, SeriesConfig
+from datamodules.forecasting.windows import WindowDataset
+from graftwork.errors import DataError
+from tests.parity.case import Case
+
+SHARED = Path(__file__).resolve().parents[4] / "shared"
+
+
+def time_features(case: Case) -> dict[str, Tensor]:
+    """Real features and integer marks for each frequency's timestamps."""
+    outputs = {}
+    for name, stamps in case.inputs.items():
+        frequency = name.removeprefix("timestamps.")
+        columns = dict(zip(("year", "month", "day", "hour", "minute", "second"), stamps.T.numpy(), strict=True))
+        index = pd.DatetimeIndex(pd.to_datetime(pd.DataFrame(columns)))
+        outputs[f"timeF.{frequency}"] = torch.from_numpy(calendar_features(index, frequency))
+        marks = integer_marks(index)
+        golden = case.expected.get(f"integer.{frequency}")
+        width = marks.shape[1] if golden is None else golden.shape[1]
+        outputs[f"integer.{frequency}"] = torch.from_numpy(np.ascontiguousarray(marks[:, :width]))
+    return outputs
+
+
+def find_file(case: Case) -> Path:
+    """The data file a case names: near the case, or in ../shared/data.
+
+    Raises:
+        DataError: It is in neither.
+    """
+    name = Path(case.meta["file"]).name
+    roots = [case.path.parent, *(parent / "data" for parent in case.path.resolve().parents), SHARED / "data"]
+    for root in roots:
+        found = sorted(root.rglob(name)) if root.is_dir() else []
+        if found:
+            return found[0]
+    raise DataError(f"{name} not found", where=str(case.path), mend=f"Put it under {SHARED / 'data'}")
+
+
+def protocol_config(case: Case) -> SeriesConfig:
+    """Our configuration of the official protocol: the published ETT split, or 70/10/20 for any other file."""
+    meta, path = case.meta, find_file(case)
+    shared: dict[str, Any] = {
+        "root": str(path),
+        "look_back": meta["seq_len"],
+        "horizon": meta["pred_len"],
+        "features": meta.get("features", "M"),
+        "target": meta.get("target"),
+        "marks": "timeF" if "timeF" in str(meta.get("timeenc", "timeF")) else "integer",
+    }
+    if path.stem in ("ETTh1", "ETTh2", "ETTm1", "ETTm2"):
+        return EttConfig(variant=cast(Any, path.stem), **shared)
+    return CsvConfig(**shared)
+
+
+def ett_protocol(case: Case) -> dict[str, Tensor]:
+    """First and last window of each split, scaler statistics, window counts, and the naive forecast's error."""
+    data = protocol_config(case).build(seed=0)
+    label = case.meta.get("label_len", 0)
+    info, outputs = data.info, {}
+    outputs["scaler.mean"] = torch.tensor(info.mean, dtype=torch.float64)
+    outputs["scaler.scale"] = torch.tensor(info.scale, dtype=torch.float64)
+    datasets = data.datasets()
+    for split in ("train", "val", "test"):
+        dataset = datasets[cast(SplitName, split)]
+        outputs[f"{split}_windows"] = torch.tensor(len(dataset))
+        if f"{split}_windows" in case.meta:
+            case.state(f"{split}_windows", torch.tensor(case.meta[f"{split}_windows"]))
+        for which, position in (("first", 0), ("last", len(dataset) - 1)):
+            window = official_window(dataset, position, label)
+            outputs.update({f"{split}.{which}.{name}": value for name, value in window.items()})
+    naive = case.meta.get("naive_repeat_last_test") or {}
+    for name, value in naive_errors(case, datasets["test"]).items() if naive else ():
+        outputs[f"naive_repeat_last_test.{name}"] = value
+        case.state(f"naive_repeat_last_test.{name}", torch.tensor(naive[name], dtype=torch.float64))
+    return outputs
+
+
+def official_window(dataset: WindowDataset, position: int, label: int) -> dict[str, Tensor]:
+    """A window as the official loader gives it: the target block begins with the last ``label`` observed rows."""
+    sample = dataset[position]
+    future = sample["future"]
+    if dataset.outputs < dataset.values.shape[1]:  # the official block keeps every column
+        begin = int(sample["window"]) + dataset.look_back
+        future = dataset.values[begin : begin + dataset.horizon]
+    first = dataset.look_back - label
+    return {
+        "x": sample["history"],
+        "y": torch.cat([sample["history"][first:], future]),
+        "x_mark": sample["history_marks"],
+        "y_mark": torch.cat([sample["history_marks"][first:], sample["future_marks"]]),
+    }
+
+
+def naive_errors(case: Case, dataset: WindowDataset) -> dict[str, Tensor]:
+    """Error of repeating the last value over every test window, in float64."""
+    variates = dataset.values.shape[1]
+    info = SeriesInfo(dataset.look_back, dataset.horizon, variates, dataset.outputs, 0)
+    model, squared, absolute, count = LastValueConfig().build(info), 0.0, 0.0, 0
+    for begin in range(0, len(dataset), 512):
+        batch = dataset.__getitems__(range(begin, min(begin + 512, len(dataset)))).tensors
+        error = (model(batch["history"]).values - batch["future"]).double()
+        squared, absolute = squared + float((error**2).sum()), absolute + float(error.abs().sum())
+        count += error.numel()
+    return {
+        "mse": torch.tensor(squared / count, dtype=torch.float64),
+        "mae": torch.tensor(absolute / count, dtype=torch.float64),
+    }
