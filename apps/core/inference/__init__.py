@@ -1,0 +1,1 @@
+"""Trained modules at work: loading, and prediction on files."""
