@@ -1,0 +1,1 @@
+"""Trained models as files for other runtimes, checked number by number against the model."""
