@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -27,7 +27,11 @@ def point_loss(values: Tensor, target: Tensor, kind: str = "mse") -> Tensor:
     """
     if values.shape != target.shape:
         raise ShapeError(f"forecast is {tuple(values.shape)}, truth is {tuple(target.shape)}")
-    functions = {"mse": F.mse_loss, "mae": F.l1_loss, "huber": F.huber_loss}
+    functions: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+        "mse": F.mse_loss,
+        "mae": F.l1_loss,
+        "huber": F.huber_loss,
+    }
     return functions[kind](values, target)
 
 

@@ -3,24 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from apps.core.metrics.mean import WeightedMean
 from apps.forecasting.models.forecast import Forecast
-
-
-class SeriesScale(Protocol):
-    """What the metrics need to know of a dataset; the datamodule's ``info`` has it."""
-
-    horizon: int
-    season: int
-    output_names: Sequence[str]
-    output_mean: Sequence[float]
-    output_scale: Sequence[float]
-    naive_error: Sequence[float]
+from datamodules.forecasting.info import ForecastingInfo
 
 
 def seasonal_naive(history: Tensor, horizon: int, season: int, outputs: int) -> Tensor:
@@ -81,7 +71,7 @@ class ForecastMetrics(nn.Module):
         levels: Quantile levels of the model; empty for point forecasts.
     """
 
-    def __init__(self, info: SeriesScale, levels: Sequence[float] = ()) -> None:
+    def __init__(self, info: ForecastingInfo, levels: Sequence[float] = ()) -> None:
         super().__init__()
         self.info = info
         self.levels = tuple(levels)

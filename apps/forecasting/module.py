@@ -13,9 +13,12 @@ from apps.core.run.module import GraftModule
 from apps.forecasting.config import ForecastingConfig
 from apps.forecasting.losses import pinball_loss, point_loss
 from apps.forecasting.metrics import ForecastMetrics, seasonal_naive
-from apps.forecasting.models.config import SeriesInfo, marks_kind
+from apps.forecasting.models.config import MODELS, SeriesInfo, marks_kind
 from apps.forecasting.models.forecast import Forecast
 from apps.forecasting.visualise import draw_attention, draw_error_by_step, draw_forecast
+from backbones.sequence.config import SoftmaxMixerConfig
+from checkpoints.keymap import KeyMap
+from checkpoints.official.forecasting import KEYMAPS
 from datamodules.forecasting.info import ForecastingInfo
 
 Batch = Mapping[str, Tensor]
@@ -117,27 +120,28 @@ class ForecastingModule(GraftModule):
 
     def summary_pictures(self) -> list[Picture]:
         """Error by step of the horizon, and attention between variates where the model has it."""
+        suite, keeper = self.suites.get("test"), self.keepers.get("test")
         pictures = []
-        suite = self.suites.get("test") if hasattr(self, "suites") else None
         if suite is not None and suite.count():
-            rows = suite.tables()["error by step"]
-            pictures.append(
-                Picture("error_by_step", "Mean absolute error by step of the horizon.", draw_error_by_step(rows))
-            )
+            figure = draw_error_by_step(suite.tables()["error by step"])
+            pictures.append(Picture("error_by_step", "Mean absolute error by step of the horizon.", figure))
+        if keeper is not None and keeper.random:
+            pictures += self._attention_picture(keeper.random[0].sample)
         return pictures
 
-    def sample_pictures(self, sample: Batch) -> list[Picture]:
-        """Attention between the variates of one window, where the model has it."""
+    def _attention_picture(self, sample: Batch) -> list[Picture]:
         attention = getattr(self.model, "variate_attention", None)
-        if attention is None:
+        if attention is None or not isinstance(getattr(self.config.model, "mixer", None), SoftmaxMixerConfig):
             return []
         marks = sample["history_marks"][None].to(self.device) if self.series.mark_features else None
-        with torch.no_grad():
-            weights = attention(sample["history"][None].to(self.device), marks)
-        if weights is None:
-            return []
+        weights = attention(sample["history"][None].to(self.device), marks)
         figure = draw_attention(weights[0].float().cpu().numpy(), self.series.names)
-        return [Picture("attention", "Attention between variates in the last layer, mean over heads.", figure)]
+        caption = "Attention between variates in the last layer for one random window, mean over heads."
+        return [Picture("attention", caption, figure)]
+
+    def official_keymap(self) -> KeyMap | None:
+        """The key map of the paper's own weights, where there are any."""
+        return KEYMAPS.get(MODELS.name_of(self.config.model))
 
     def _units(self, values: Tensor) -> Any:
         """Scaled [steps, outputs] to units, as an array."""

@@ -43,7 +43,9 @@ class ForecastingInfo:
     def from_plain(cls, plain: Mapping[str, Any]) -> ForecastingInfo:
         """The inverse of :meth:`plain`."""
         known = {field.name for field in dataclasses.fields(cls)}
-        values = {key: tuple(v) if isinstance(v, list) else v for key, v in plain.items() if key in known}
+        values: dict[str, Any] = {
+            key: tuple(v) if isinstance(v, list) else v for key, v in plain.items() if key in known
+        }
         return cls(**values)
 
     def plain(self) -> dict[str, Any]:
