@@ -15,7 +15,10 @@ from graftwork.errors import ConfigError, DataError
 logger = logging.getLogger(__name__)
 
 _GRID_MEND = "Mend the rows, or set --data.on_irregular resample, or name the right step with --data.frequency"
-_ZONE_MEND = ", or name the zone in which these days begin with --data.timezone"
+_ZONE_MEND = {  # (timestamps with a zone, steps of a day or more)
+    (True, True): "; days begin at midnight of their zone, name it with --data.timezone",
+    (False, False): "; if this is local time with daylight saving, name its zone with --data.timezone",
+}
 _MOST_GRID_ROWS_PER_ROW = 100
 
 
@@ -174,7 +177,8 @@ def regularise(table: pd.DataFrame, frequency: str, policy: str, where: str) -> 
     if report.regular:
         return table
     if policy == "error":
-        zone = _ZONE_MEND if index.tz is not None and tick_length(frequency_offset(frequency)) is None else ""
+        calendar_step = tick_length(frequency_offset(frequency)) is None
+        zone = _ZONE_MEND.get((index.tz is not None, calendar_step), "")
         raise DataError(f"timestamps are not regular at step {frequency}: {report.text}", where, _GRID_MEND + zone)
     logger.warning("%s: resampled to step %s: %s", where, frequency, report.text)
     offset = frequency_offset(frequency)
