@@ -109,7 +109,7 @@ def read_frame(path: Path, config: CsvConfig) -> pd.DataFrame:
     with warnings.catch_warnings():
         warnings.simplefilter("error", pd.errors.ParserWarning)  # longer lines would silently lose cells
         try:
-            return pd.read_csv(
+            frame = pd.read_csv(
                 io.StringIO(text),
                 sep=delimiter,
                 decimal=decimal,
@@ -130,6 +130,22 @@ def read_frame(path: Path, config: CsvConfig) -> pd.DataFrame:
                 str(path),
                 f"Mend the line, or name the character between cells with --data.delimiter (read with {delimiter!r})",
             ) from error
+    return _without_row_numbers(frame, path)
+
+
+def _without_row_numbers(frame: pd.DataFrame, path: Path) -> pd.DataFrame:
+    """Leave out the row numbers that pandas writes before the columns of a frame."""
+    first = frame.columns[0]
+    if first != _unnamed(1) or not pd.api.types.is_integer_dtype(frame[first].dtype):
+        return frame
+    if not frame[first].diff().iloc[1:].eq(1).all():
+        return frame
+    logger.warning("%s: the first column has no name and counts the rows; left out", path)
+    return frame.drop(columns=first)
+
+
+def _unnamed(place: int) -> str:
+    return f"unnamed {place}"
 
 
 def _read_text(path: Path) -> str:
@@ -171,7 +187,7 @@ def _header(text: str, delimiter: str, path: Path) -> list[str]:
         raise DataError(
             f"column '{repeated[0]}' occurs more than once (columns {places})", str(path), "Rename or remove one"
         )
-    return [name or f"unnamed {place}" for place, name in enumerate(names, start=1)]
+    return [name or _unnamed(place) for place, name in enumerate(names, start=1)]
 
 
 def _decimal(text: str, delimiter: str) -> str:
