@@ -13,8 +13,10 @@ from torch import Tensor
 from apps.forecasting.models.config import LastValueConfig, SeriesInfo
 from datamodules.forecasting.borders import SplitName
 from datamodules.forecasting.calendar import integer_marks
+from datamodules.forecasting.borders import SplitName
 from datamodules.forecasting.calendar import time_features as calendar_features
 from datamodules.forecasting.config import CsvConfig, EttConfig, SeriesConfig
+from datamodules.forecasting.source import load
 from datamodules.forecasting.windows import WindowDataset
 from graftwork.errors import DataError
 from tests.parity.case import Case
@@ -70,14 +72,15 @@ def protocol_config(case: Case) -> SeriesConfig:
 
 def ett_protocol(case: Case) -> dict[str, Tensor]:
     """First and last window of each split, scaler statistics, window counts, and the naive forecast's error."""
-    data = protocol_config(case).build(seed=0)
+    source = load(protocol_config(case))
     label = case.meta.get("label_len", 0)
-    info, outputs = data.info, {}
-    outputs["scaler.mean"] = torch.tensor(info.mean, dtype=torch.float64)
-    outputs["scaler.scale"] = torch.tensor(info.scale, dtype=torch.float64)
-    datasets = data.datasets()
-    for split in ("train", "val", "test"):
-        dataset = datasets[cast(SplitName, split)]
+    outputs = {
+        "scaler.mean": torch.tensor(source.standardiser.mean, dtype=torch.float64),
+        "scaler.scale": torch.tensor(source.standardiser.scale, dtype=torch.float64),
+    }
+    splits: tuple[SplitName, ...] = ("train", "val", "test")
+    for split in splits:
+        dataset = source.windows(split)
         outputs[f"{split}_windows"] = torch.tensor(len(dataset))
         if f"{split}_windows" in case.meta:
             case.state(f"{split}_windows", torch.tensor(case.meta[f"{split}_windows"]))
@@ -85,7 +88,7 @@ def ett_protocol(case: Case) -> dict[str, Tensor]:
             window = official_window(dataset, position, label)
             outputs.update({f"{split}.{which}.{name}": value for name, value in window.items()})
     naive = case.meta.get("naive_repeat_last_test") or {}
-    for name, value in naive_errors(case, datasets["test"]).items() if naive else ():
+    for name, value in naive_errors(source.windows("test")).items() if naive else ():
         outputs[f"naive_repeat_last_test.{name}"] = value
         case.state(f"naive_repeat_last_test.{name}", torch.tensor(naive[name], dtype=torch.float64))
     return outputs
@@ -107,7 +110,7 @@ def official_window(dataset: WindowDataset, position: int, label: int) -> dict[s
     }
 
 
-def naive_errors(case: Case, dataset: WindowDataset) -> dict[str, Tensor]:
+def naive_errors(dataset: WindowDataset) -> dict[str, Tensor]:
     """Error of repeating the last value over every test window, in float64."""
     variates = dataset.values.shape[1]
     info = SeriesInfo(dataset.look_back, dataset.horizon, variates, dataset.outputs, 0)
