@@ -62,8 +62,5 @@ class Aaren(Forecaster):
         self.check_history(history, any_variates=True)
         normed, level = standardise(history)
         tokens = self.encoder(self.patches(normed.transpose(1, 2)))  # B * N, P, D
-        values, quantiles = self.head(tokens[:, -1].unflatten(0, (-1, history.shape[2])))  # B, N, S
-        values = level.restore(values.transpose(1, 2))
-        if quantiles is None:
-            return Forecast(self.scored(values))
-        return Forecast(self.scored(values), self.scored(level.restore_quantiles(quantiles.transpose(1, 2))))
+        last = tokens[:, -1].unflatten(0, (-1, history.shape[2]))  # B, N, D
+        return self.finish(*self.head(last), level)

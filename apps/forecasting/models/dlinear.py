@@ -71,4 +71,4 @@ class DLinear(Forecaster):
         self.check_history(history, any_variates=self.seasonal.weight.dim() == 2)
         seasonal, trend = self.decomposition(history)
         values = self.seasonal(seasonal.transpose(1, 2)) + self.trend(trend.transpose(1, 2))  # B, N, S
-        return Forecast(self.scored(values.transpose(1, 2)))
+        return self.finish(values, None)

@@ -11,7 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from apps.forecasting.models.config import SeriesInfo
+from apps.forecasting.models.info import SeriesInfo
+from apps.forecasting.models.normalisation import Level
 from graftwork.errors import ShapeError
 
 
@@ -88,6 +89,24 @@ class Forecaster(nn.Module):
         if self.info.outputs == self.info.variates:
             return values
         return values[:, :, -self.info.outputs :]
+
+    def finish(self, values: Tensor, quantiles: Tensor | None, level: Level | None = None) -> Forecast:
+        """Bring what a head gives per series back to the units and the columns asked for.
+
+        Args:
+            values: [B, N, S].
+            quantiles: [B, N, S, Q], or None.
+            level: What instance normalisation removed, or None.
+        """
+        values = values.transpose(1, 2)
+        if level is not None:
+            values = level.restore(values)
+        if quantiles is None:
+            return Forecast(self.scored(values))
+        quantiles = quantiles.transpose(1, 2)
+        if level is not None:
+            quantiles = level.restore_quantiles(quantiles)
+        return Forecast(self.scored(values), self.scored(quantiles))
 
 
 class ForecastHead(nn.Module):

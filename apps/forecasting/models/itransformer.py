@@ -86,12 +86,7 @@ class VariateForecaster(Forecaster):
         if self.instance_norm:
             history, level = standardise(history)
         tokens = self.encoder(self.embed(history, history_marks))
-        values, quantiles = self.head(tokens[:, : history.shape[2]])  # B, N, S and B, N, S, Q
-        values = values.transpose(1, 2)
-        quantiles = None if quantiles is None else quantiles.transpose(1, 2)
-        if level is not None:
-            values, quantiles = level.restore(values), level.restore_quantiles(quantiles)
-        return Forecast(self.scored(values), None if quantiles is None else self.scored(quantiles))
+        return self.finish(*self.head(tokens[:, : history.shape[2]]), level)
 
 
 class ITransformer(VariateForecaster):

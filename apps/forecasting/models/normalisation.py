@@ -23,9 +23,9 @@ class Level(NamedTuple):
         """Bring forecasts [B, S, N] back to the units of the window."""
         return values * self.sigma + self.mean
 
-    def restore_quantiles(self, quantiles: Tensor | None) -> Tensor | None:
-        """The same for [B, S, N, Q]."""
-        return None if quantiles is None else quantiles * self.sigma.unsqueeze(-1) + self.mean.unsqueeze(-1)
+    def restore_quantiles(self, quantiles: Tensor) -> Tensor:
+        """The same for [B, S, N, Q]; their order is kept."""
+        return quantiles * self.sigma.unsqueeze(-1) + self.mean.unsqueeze(-1)
 
 
 def standardise(history: Tensor) -> tuple[Tensor, Level]:

@@ -68,7 +68,4 @@ class PatchTST(Forecaster):
         tokens = self.encoder(self.patches(normed.transpose(1, 2)))  # B * N, P, D
         features = tokens.transpose(1, 2).flatten(1).unflatten(0, (-1, history.shape[2]))  # B, N, D * P
         values, quantiles = self.head(features)
-        values = level.restore(self.dropout(values).transpose(1, 2))
-        if quantiles is None:
-            return Forecast(self.scored(values))
-        return Forecast(self.scored(values), self.scored(level.restore_quantiles(quantiles.transpose(1, 2))))
+        return self.finish(self.dropout(values) if quantiles is None else values, quantiles, level)
