@@ -125,6 +125,15 @@ class TaskDataModule(pl.LightningDataModule):
         batches.start_at(*self._start)
         return batches
 
+    def train_length(self, limit: int | float = 1.0) -> int:
+        """Batches of an epoch for one process.
+
+        Args:
+            limit: Lightning's ``limit_train_batches``: a number of batches, or a share of them.
+        """
+        batches = len(self.train_batches())
+        return min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+
     def eval_batches(self, split: str) -> EvalBatches:
         """Batch sampler of an evaluation split for this process."""
         rank, world = self._place()
