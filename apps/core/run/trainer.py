@@ -1,0 +1,97 @@
+"""Lightning's Trainer from our configuration: its engine, without its chatter and its guesses."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.loggers.logger import Logger
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
+
+from apps.core.checkpoints.io import AtomicCheckpointIO
+from apps.core.config import AppConfig, TrainerConfig
+from graftwork.errors import ConfigError
+
+
+def build_trainer(
+    config: AppConfig,
+    folder: Path,
+    *,
+    callbacks: Sequence[pl.Callback] = (),
+    loggers: Sequence[Logger] = (),
+    validate: bool = True,
+) -> pl.Trainer:
+    """The Trainer of a run.
+
+    Args:
+        config: The app's configuration.
+        folder: The run's folder.
+        callbacks: What happens around the steps.
+        loggers: Where numbers go.
+        validate: Whether there is a validation split.
+
+    Raises:
+        ConfigError: The machine does not have what ``trainer`` asks for, or its options contradict each other.
+    """
+    quiet()
+    settings = config.trainer
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    try:
+        return pl.Trainer(
+            **_options(settings),
+            gradient_clip_val=config.optim.clip_norm or None,
+            limit_val_batches=settings.limit_val_batches if validate else 0,
+            callbacks=list(callbacks),
+            logger=list(loggers) or False,
+            plugins=[AtomicCheckpointIO()],
+            default_root_dir=folder,
+            use_distributed_sampler=False,  # our samplers share the samples out themselves
+            num_sanity_val_steps=0,
+            enable_model_summary=False,
+            enable_progress_bar=any(isinstance(callback, pl.callbacks.ProgressBar) for callback in callbacks),
+            enable_checkpointing=any(isinstance(callback, pl.callbacks.Checkpoint) for callback in callbacks),
+        )
+    except (MisconfigurationException, ValueError, TypeError, ImportError, RuntimeError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise ConfigError(first.rstrip("."), "trainer", "Run doctor to see what this machine has") from error
+
+
+def _options(settings: TrainerConfig) -> dict[str, Any]:
+    """Options that have the same meaning here and there. ``max_steps`` is ours, see ``StepLimit``."""
+    same = (
+        "max_epochs accelerator num_nodes strategy accumulate_grad_batches check_val_every_n_epoch "
+        "limit_train_batches limit_test_batches log_every_n_steps deterministic precision"
+    )
+    options = {name: getattr(settings, name) for name in same.split()}
+    return {**options, "devices": parse_devices(settings.devices)}
+
+
+def parse_devices(devices: int | str) -> int | str | list[int]:
+    """``2`` and ``"2"`` are a number, ``"0,1"`` is a list, anything else (``auto``) goes to Lightning as it is.
+
+    Raises:
+        ConfigError: A list with something else than numbers in it.
+    """
+    if isinstance(devices, int):
+        return devices
+    text = devices.strip().strip("[]")
+    if "," in text:
+        parts = [part.strip() for part in text.split(",") if part.strip()]
+        if not all(part.isdigit() for part in parts):
+            raise ConfigError(f"'{devices}' is no list of devices", "trainer.devices", "Write it like 0,1")
+        return [int(part) for part in parts]
+    return int(text) if text.lstrip("-").isdigit() else devices
+
+
+def quiet() -> None:
+    """Silence Lightning's tips and the warnings about things that are meant to be as they are."""
+    for name in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    for module in ("pytorch_lightning", "lightning_fabric", "torch.optim.lr_scheduler", "torch.utils.data"):
+        warnings.filterwarnings("ignore", module=module.replace(".", r"\."))
