@@ -142,7 +142,7 @@ def _chunks(tokens: int, chunk: int) -> list[slice]:
 
 
 def _time_first(part: slice, *tensors: Tensor) -> list[Tensor]:
-    """The tokens of one chunk of each tensor, [B, L, ..] -> [c, B, ..]."""
+    """The tokens of one chunk of each tensor, [B, L, ..] -> [c, B, ..]; maybe views: do not write."""
     return [tensor[:, part].transpose(0, 1).contiguous() for tensor in tensors]
 
 
@@ -194,7 +194,7 @@ class _ChunkedScan(torch.autograd.Function):
             size = part.stop - part.start
             x_c, dt_c, b_c, c_c = _time_first(part, x, dt, b, c)
             enters.copy_(h)
-            h = _fill_states(dt_c, x_c.mul_(dt_c), rates, b_c, enters, decay[:size], states[:size])
+            h = _fill_states(dt_c, x_c * dt_c, rates, b_c, enters, decay[:size], states[:size])
             y[:, part] = torch.matmul(c_c.unsqueeze(2), states[:size]).squeeze(2).transpose(0, 1)
         ctx.save_for_backward(x, dt, a, b, c, entering)
         ctx.chunks = chunks
