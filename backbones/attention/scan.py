@@ -124,7 +124,7 @@ def _block(items: ScanState) -> ScanState:
 
 
 def _join(past: ScanState, items: ScanState) -> ScanState:
-    """The associative combination of what came before and what comes now."""
+    """The associative combination of what came before and what comes now, shapes broadcast."""
     shift = torch.maximum(past.shift, items.shift)
     before, now = torch.exp(past.shift - shift), torch.exp(items.shift - shift)
     total = before[..., None] * past.total + now[..., None] * items.total
@@ -133,22 +133,22 @@ def _join(past: ScanState, items: ScanState) -> ScanState:
 
 def _literal(scores: Tensor, values: Tensor, past: ScanState | None) -> tuple[Tensor, ScanState]:
     tokens = scores.shape[-1]
+    shift = scores.detach().amax(-1).clamp(min=_floor(scores))
+    weights = torch.exp(scores - shift[..., None])
+    after = ScanState(shift, weights.sum(-1), (weights[..., None] * values).sum(-2))
     logits = scores[..., None, :].expand(*scores.shape, tokens)  # B, H, L, L
     visible = torch.ones(tokens, tokens, dtype=torch.bool, device=scores.device).tril()
     logits = logits.masked_fill(~visible, float("-inf"))
     if past is not None:  # everything before counts as one token
-        seen = past.weight > 0
-        first = torch.where(
-            seen, past.shift + past.weight.where(seen, torch.ones_like(past.weight)).log(), float("-inf")
-        )
+        after = _join(past, after)
+        some = past.weight > 0
+        size = torch.where(some, past.weight, torch.ones_like(past.weight)).log()
+        first = (past.shift + size).masked_fill(~some, float("-inf"))
         logits = torch.cat([first[..., None, None].expand(*scores.shape, 1), logits], dim=-1)
-        scores = torch.cat([first[..., None], scores], dim=-1)
         values = torch.cat([_mean(past.weight, past.total)[..., None, :], values], dim=-2)
     empty = (logits == float("-inf")).all(-1, keepdim=True)
     mixed = torch.softmax(logits.masked_fill(empty, 0.0), dim=-1).masked_fill(empty, 0.0) @ values
-    shift = scores.detach().amax(-1).clamp(min=_floor(scores))
-    weights = torch.exp(scores - shift[..., None])
-    return mixed, ScanState(shift, weights.sum(-1), (weights[..., None] * values).sum(-2))
+    return mixed, after
 
 
 def _mean(weight: Tensor, total: Tensor) -> Tensor:
