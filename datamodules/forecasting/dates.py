@@ -15,6 +15,7 @@ from graftwork.errors import DataError
 logger = logging.getLogger(__name__)
 
 _OFFSET = r"\d\d:\d\d(?::\d\d(?:\.\d+)?)?\s*(?:Z|UTC|GMT|[+-]\d\d:?\d\d)$"
+_CLOCK = r"\d{1,2}:\d\d(?::\d\d(?:\.\d+)?)?(?:\s*[APap][Mm])?"
 _EITHER_ORDER = r"^\s*\d{1,2}[./-]\d{1,2}[./-]\d{2,4}\b"
 _DATE_MEND = "Write dates like 2024-01-31 13:00, or give their format: --data.date_format '%d.%m.%Y %H:%M'"
 _DIGITS = {4: {"format": "%Y"}, 6: {"format": "%Y%m"}, 8: {"format": "%Y%m%d"}}
@@ -41,13 +42,15 @@ def parse_timestamps(
     """
     if isinstance(cells.dtype, pd.DatetimeTZDtype) or pd.api.types.is_datetime64_dtype(cells.dtype):
         return _all_dates(pd.DatetimeIndex(cells), cells, column, where, first_line)
-    text = cells.astype("string").str.strip()
+    text = cells.astype("string").str.strip().str.replace(r"^(\d+)\.0*$", r"\1", regex=True)
+    if text.str.fullmatch(_CLOCK).fillna(False).all():
+        raise DataError(f"column '{column}' has times without dates, such as '{text.iloc[0]}'", where, _DATE_MEND)
     aware = text.str.contains(_OFFSET, regex=True).fillna(False)
     if aware.any() and not aware.all():
         row = int(np.argmin(aware.to_numpy(dtype=bool)))
         raise DataError(
-            f"column '{column}' mixes dates with and without a UTC offset, first without at {_place(row, first_line)}: "
-            f"'{text.iloc[row]}'",
+            f"column '{column}' mixes dates with and without a UTC offset, first without at "
+            f"{place_of(row, first_line)}: '{text.iloc[row]}'",
             where,
             "Write all dates with an offset, or none",
         )
@@ -99,14 +102,15 @@ def _all_dates(
     empty = bool(cells.isna().iloc[row]) or not str(cells.iloc[row]).strip()
     found = "an empty cell" if empty else f"'{cells.iloc[row]}'"
     raise DataError(
-        f"column '{column}' has {int(bad.sum())} of {len(parsed)} cells that are no date, first at "
-        f"{_place(row, first_line)}: {found}",
+        f"cells of column '{column}' that are no date: {int(bad.sum())} of {len(parsed)}, first at "
+        f"{place_of(row, first_line)}: {found}",
         where,
         _DATE_MEND,
     )
 
 
-def _place(row: int, first_line: int | None) -> str:
+def place_of(row: int, first_line: int | None) -> str:
+    """Where a row stands: its line in the file, or its number where there is no file."""
     return f"row {row}" if first_line is None else f"line {row + first_line}"
 
 
@@ -128,7 +132,7 @@ def to_zone(index: pd.DatetimeIndex, timezone: str | None, where: str) -> pd.Dat
         return index.tz_convert(timezone)
     try:
         return index.tz_localize(timezone, ambiguous="infer", nonexistent="raise")
-    except ValueError as error:
+    except Exception as error:  # pandas 2 raises classes of pytz, pandas 3 ValueError
         raise DataError(
             f"timestamps are no local times of {timezone}: {_first_sentence(error)}",
             where,

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 
 from datamodules.forecasting.calendar import frequency_offset
 from datamodules.forecasting.config import CsvConfig, SeriesConfig
-from datamodules.forecasting.dates import parse_timestamps, to_zone
+from datamodules.forecasting.dates import parse_timestamps, place_of, to_zone
 from datamodules.forecasting.grid import infer_frequency, regularise
 from datamodules.forecasting.missing import describe_cells, fill_missing
 from datamodules.forecasting.series import Series, target_name
@@ -108,7 +108,9 @@ def to_table(frame: pd.DataFrame, config: CsvConfig, where: str, first_line: int
             f"infinite values in {cells}", where, "Replace them by numbers, or by empty cells and --data.on_missing"
         )
     if not table.index.is_monotonic_increasing:
-        logger.warning("%s: rows are not in time order; sorted them", where)
+        row = int(np.argmax(np.diff(table.index.to_numpy()) < np.timedelta64(0))) + 1
+        place, now, before = place_of(row, first_line), table.index[row], table.index[row - 1]
+        logger.warning("%s: rows are not in time order, first at %s: %s after %s; sorted", where, place, now, before)
         table = table.sort_index(kind="stable")
     return table
 
@@ -190,12 +192,12 @@ def _numbers(cells: pd.Series, name: str, where: str, first_line: int | None) ->
     if not bad.any():
         return numbers
     row = int(np.argmax(bad))
-    place = f"row {row}" if first_line is None else f"line {row + first_line}"
     mend = "Mend the cell, or choose the numeric columns with --data.columns"
     if _DECIMAL_COMMA.match(str(text.iloc[row])):
         mend = "If the comma is the decimal character: --data.decimal ','"
     raise DataError(
-        f"column '{name}' has {int(bad.sum())} cells that are no number, first at {place}: '{text.iloc[row]}'",
+        f"cells of column '{name}' that are no number: {int(bad.sum())} of {len(bad)}, first at "
+        f"{place_of(row, first_line)}: '{text.iloc[row]}'",
         where,
         mend,
     )

@@ -150,13 +150,13 @@ def _describe(
 ) -> str:
     parts = []
     if len(repeated):
-        parts.append(f"{len(repeated)} repeated timestamps, first {repeated[0]}")
+        parts.append(f"repeated timestamps: {len(repeated)}, first {repeated[0]}")
     if len(uneven):
-        parts.append(f"{len(uneven)} timestamps off the grid, first {uneven[0]}")
+        parts.append(f"timestamps off the grid: {len(uneven)}, first {uneven[0]}")
     if len(missing):
         before = index[int(index.searchsorted(missing[0])) - 1]
         after = index[min(int(index.searchsorted(missing[0])), len(index) - 1)]
-        parts.append(f"{len(missing)} missing timestamps in {gaps} gaps, first after {before} (next row {after})")
+        parts.append(f"missing timestamps: {len(missing)} (gaps: {gaps}), first after {before} (next row {after})")
     return "; ".join(parts)
 
 

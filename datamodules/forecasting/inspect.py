@@ -64,7 +64,7 @@ def _column_findings(table: pd.DataFrame) -> Iterator[Finding]:
         yield _column_finding(str(name), table[name].to_numpy(dtype=np.float64))
     if table.shape[1] > _MOST_COLUMNS:
         empty = int(table.iloc[:, _MOST_COLUMNS:].isna().to_numpy().sum())
-        rest = f"{table.shape[1] - _MOST_COLUMNS} more columns, {empty} empty cells"
+        rest = f"{table.shape[1] - _MOST_COLUMNS} more columns, empty cells: {empty}"
         yield Finding("warning" if empty else "ok", rest, "Set --data.on_missing" if empty else "")
 
 
@@ -76,7 +76,7 @@ def _column_finding(name: str, values: NDArray[np.float64]) -> Finding:
     if len(known) < len(values):
         share = (len(values) - len(known)) / len(values)
         return Finding(
-            "warning", f"{text}, {len(values) - len(known)} empty cells ({share:.1%})", "Set --data.on_missing"
+            "warning", f"{text}, empty cells: {len(values) - len(known)} ({share:.1%})", "Set --data.on_missing"
         )
     if constant_columns(known[:, None])[0]:
         return Finding("warning", f"{text}, constant", f"It teaches nothing. {_CHOOSE}")

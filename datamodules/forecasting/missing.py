@@ -42,8 +42,8 @@ def fill_missing(table: pd.DataFrame, policy: str, target: str, where: str) -> p
     empty = [str(name) for name, count in zip(table.columns, missing.sum(axis=0), strict=True) if count == len(table)]
     cells = describe_cells(missing, pd.DatetimeIndex(table.index), list(table.columns))
     if policy == "error":
-        raise DataError(f"{int(missing.sum())} cells are empty: {cells}", where, _MEND)
-    logger.warning("%s: on_missing=%s applied to %d cells: %s", where, policy, int(missing.sum()), cells)
+        raise DataError(f"empty cells: {int(missing.sum())}, in {cells}", where, _MEND)
+    logger.warning("%s: on_missing=%s applied to empty cells: %d, in %s", where, policy, int(missing.sum()), cells)
     if policy == "drop_columns":
         return _drop(table, missing.sum(axis=0) > 0, target, where)
     if empty:

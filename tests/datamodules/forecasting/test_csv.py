@@ -109,7 +109,7 @@ def test_text_column_that_is_not_asked_for_does_no_harm(read: Read, lines: Lines
 
 def test_unsorted_rows_are_sorted(read: Read, lines: Lines, text: Text, caplog: pytest.LogCaptureFixture) -> None:
     assert read(text(lines()[::-1])).values[:, 0].tolist() == A
-    assert "not in time order" in caplog.text
+    assert "first at line 3: 2024-01-01 04:00:00 after 2024-01-01 05:00:00; sorted" in caplog.text
 
 
 def test_row_numbers_of_pandas_are_no_variate(read: Read, lines: Lines, text: Text) -> None:
@@ -152,6 +152,7 @@ def test_midnight_without_hours(read: Read) -> None:
         (["2001", "2002", "2003", "2004"], "2001-01-01", "YS-JAN"),
         (["200101", "200102", "200103", "200104"], "2001-01-01", "MS"),
         (["20010101", "20010102", "20010103", "20010104"], "2001-01-01", "D"),
+        (["1704067200.0", "1704070800.0", "1704074400.0", "1704078000.0"], "2024-01-01", "h"),
         (["1704067200", "1704070800", "1704074400", "1704078000"], "2024-01-01", "h"),
         (["1704067200000", "1704070800000", "1704074400000", "1704078000000"], "2024-01-01", "h"),
     ],
@@ -175,7 +176,7 @@ def test_step_is_inferred(read: Read, frequency: str, holes: tuple[int, ...]) ->
     dates = pd.date_range("2020-01-01", periods=40, freq=frequency)
     body = [f"{date},{i}" for i, date in enumerate(dates) if i not in holes]
     series = read("date,a\n" + "\n".join(body), on_irregular="resample", on_missing="interpolate")
-    assert series.frequency == frequency
+    assert series.frequency.split("-")[0] == frequency.split("-")[0]  # QS-JAN and QS-OCT are the same quarters
     assert series.index.tolist() == dates.tolist()
     np.testing.assert_allclose(series.values[:, 0], np.arange(40.0))
 
@@ -184,7 +185,7 @@ def test_month_end_and_quarter_end_with_holes(read: Read) -> None:
     for frequency in ("ME", "QE-MAR", "YE-DEC"):
         dates = pd.date_range("2000-01-01", periods=20, freq=frequency).delete([5])
         message = broken(read, "date,a\n" + "\n".join(f"{date},1" for date in dates))
-        assert f"not regular at step {frequency}: 1 missing timestamps in 1 gaps" in message
+        assert f"not regular at step {frequency}: missing timestamps: 1 (gaps: 1)" in message
 
 
 # --- time zones ---
@@ -271,19 +272,25 @@ def test_unreadable_date(read: Read, lines: Lines, text: Text) -> None:
     body = lines()
     body[3] = "soon,1,2"
     message = broken(read, text(body))
-    assert "column 'date' has 1 of 6 cells that are no date, first at line 5: 'soon'" in message
+    assert "cells of column 'date' that are no date: 1 of 6, first at line 5: 'soon'" in message
     body[3] = ",1,2"
     assert "line 5: an empty cell" in broken(read, text(body))
 
 
+def test_times_without_dates(read: Read) -> None:
+    for cells in (["00:00", "01:00", "02:00"], ["1:00 PM", "2:00 PM", "3:00 PM"]):
+        message = broken(read, "date,a\n" + "\n".join(f"{cell},1" for cell in cells))
+        assert f"column 'date' has times without dates, such as '{cells[0]}'" in message
+
+
 def test_wrong_date_format(read: Read, lines: Lines, text: Text) -> None:
-    assert "6 of 6 cells that are no date, first at line 2" in broken(read, text(lines()), date_format="%d.%m.%Y")
+    assert "that are no date: 6 of 6, first at line 2" in broken(read, text(lines()), date_format="%d.%m.%Y")
 
 
 def test_text_in_a_numeric_column(read: Read, lines: Lines, text: Text) -> None:
     body = lines()
     body[2] = "2024-01-01 02:00:00,broken,2"
-    assert "column 'a' has 1 cells that are no number, first at line 4: 'broken'" in broken(read, text(body))
+    assert "cells of column 'a' that are no number: 1 of 6, first at line 4: 'broken'" in broken(read, text(body))
 
 
 def test_decimal_comma_where_a_point_was_asked_for(read: Read) -> None:
@@ -319,21 +326,21 @@ def test_infinite_values(read: Read, lines: Lines, text: Text) -> None:
 def test_missing_and_repeated_timestamps(read: Read, lines: Lines, text: Text) -> None:
     body = lines(count=12)
     message = broken(read, text(body[:3] + body[5:7] + [body[6]] + body[7:9] + body[10:]))
-    assert "1 repeated timestamps, first 2024-01-01 06:00:00" in message
-    assert "3 missing timestamps in 2 gaps, first after 2024-01-01 02:00:00 (next row 2024-01-01 05:00:00)" in message
+    assert "repeated timestamps: 1, first 2024-01-01 06:00:00" in message
+    assert "missing timestamps: 3 (gaps: 2), first after 2024-01-01 02:00:00 (next row 2024-01-01 05:00:00)" in message
     assert "--data.on_irregular resample" in message
 
 
 def test_timestamp_off_the_grid(read: Read, lines: Lines, text: Text) -> None:
     body = lines(count=12)
     body[5] = body[5].replace("05:00:00", "05:07:00")
-    assert "1 timestamps off the grid, first 2024-01-01 05:07:00" in broken(read, text(body))
+    assert "timestamps off the grid: 1, first 2024-01-01 05:07:00" in broken(read, text(body))
 
 
 def test_resampling_takes_means_and_leaves_gaps_to_the_policy(read: Read, lines: Lines, text: Text) -> None:
     body = lines(count=8)
     content = text(body[:2] + ["2024-01-01 01:20:00,3,0"] + body[2:4] + body[5:])
-    assert "2 cells are empty: 'a' 1 (first 2024-01-01 04:00:00)" in broken(read, content, on_irregular="resample")
+    assert "empty cells: 2, in 'a' 1 (first 2024-01-01 04:00:00)" in broken(read, content, on_irregular="resample")
     series = read(content, on_irregular="resample", on_missing="forward_fill")
     assert series.values[:, 0].tolist() == [0, 2, 2, 3, 3, 5, 6, 7]
 
@@ -358,7 +365,7 @@ def test_no_regular_step(read: Read) -> None:
 def test_empty_cells(read: Read, lines: Lines, text: Text) -> None:
     body = [line.replace(",3,", ",,").replace(",1,", ",NA,") for line in lines()]
     message = broken(read, text(body))
-    assert "2 cells are empty: 'a' 2 (first 2024-01-01 01:00:00)" in message
+    assert "empty cells: 2, in 'a' 2 (first 2024-01-01 01:00:00)" in message
     for policy in ("forward_fill", "interpolate", "drop_columns"):
         assert policy in message
     assert read(text(body), on_missing="forward_fill").values[:, 0].tolist() == [0, 0, 2, 2, 4, 5]

@@ -56,15 +56,15 @@ def test_any_dataset_lends_its_features() -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (frame(a=["0", "1", "x", "3", "4"]), "column 'a' has 1 cells that are no number, first at row 2: 'x'"),
-        (frame(date=[*INDEX[:4], None]), "no date, first at row 4: an empty cell"),
-        (frame(a=[0, 1, np.nan, 3, 4]), "1 cells are empty: 'a' 1"),
+        (frame(a=["0", "1", "x", "3", "4"]), "cells of column 'a' that are no number: 1 of 5, first at row 2: 'x'"),
+        (frame(date=[*INDEX[:4], None]), "no date: 1 of 5, first at row 4: an empty cell"),
+        (frame(a=[0, 1, np.nan, 3, 4]), "empty cells: 1, in 'a' 1"),
         (frame(a=[0, 1, np.inf, 3, 4]), "infinite values in 'a' 1"),
         (frame().drop(columns="date"), "unknown date column 'date'"),
         (frame().set_axis(["date", "a", "a"], axis=1), "column 'a' occurs 2 times"),
         (frame().head(0), "no rows"),
         (frame()[["date"]], "only the date column"),
-        (frame(a=INDEX), "column 'a' has 5 cells that are no number"),
+        (frame(a=INDEX), "cells of column 'a' that are no number: 5 of 5"),
     ],
 )
 def test_broken_frames(given: pd.DataFrame, message: str) -> None:

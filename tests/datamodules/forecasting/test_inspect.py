@@ -53,8 +53,8 @@ def test_everything_wrong_at_once(tmp_path: Path) -> None:
     found = findings(tmp_path, frame.drop(index=[100, 101]))
     warnings = said(found, "warning")
     assert "column 'flat': 1 to 1, mean 1, constant" in warnings
-    assert "1 empty cells (0.3%) | Set --data.on_missing" in warnings
-    assert "2 missing timestamps in 1 gaps" in warnings
+    assert "empty cells: 1 (0.3%) | Set --data.on_missing" in warnings
+    assert "missing timestamps: 2 (gaps: 1)" in warnings
     assert "timestamps are not regular" in said(found, "error")
 
 
