@@ -58,8 +58,7 @@ SMAMBA = KeyMap(
     renames=(
         (r"^enc_embedding\.value_embedding\.", "embedding."),
         (r"^projector\.", "head.linear."),
-        (r"\.attention_r\.", ".attention.backward_block."),
-        (r"\.attention\.(?!backward_block)", ".attention.forward_block."),
+        (r"\.attention_r\.", ".attention.reverse."),
         *ENCODER_LAYERS,
         *FEEDFORWARD,
     ),
@@ -138,5 +137,6 @@ KEYMAPS: Mapping[str, KeyMap] = {
     "dlinear": DLINEAR,
     "flowformer_classifier": FLOWFORMER_CLASSIFIER,
     "flow": MIXER,
+    "selective_scan": KeyMap(),
 }
-"""The map for each of our models; iFlowformer is ``itransformer`` with the mixer ``flow``."""
+"""The map for each of our models, and for mixers alone; iFlowformer is ``itransformer`` with the mixer ``flow``."""
