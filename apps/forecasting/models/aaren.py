@@ -63,4 +63,5 @@ class Aaren(Forecaster):
         normed, level = standardise(history)
         tokens = self.encoder(self.patches(normed.transpose(1, 2)))  # B * N, P, D
         last = tokens[:, -1].unflatten(0, (-1, history.shape[2]))  # B, N, D
-        return self.finish(*self.head(last), level)
+        values, quantiles = self.head(last)
+        return self.finish(values, quantiles, level)

@@ -6,7 +6,7 @@ observed steps followed by S zeros and forecasts all S steps in one pass.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,7 @@ from graftwork.errors import ShapeError
 if TYPE_CHECKING:
     from apps.forecasting.models.config import AutoformerConfig, InformerConfig, MambaConfig, TransformerConfig
 
-    EmbeddedConfig = AutoformerConfig | InformerConfig | MambaConfig | TransformerConfig
+    EmbeddedConfig: TypeAlias = AutoformerConfig | InformerConfig | MambaConfig | TransformerConfig
 
 
 def step_embedding(

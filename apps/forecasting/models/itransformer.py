@@ -86,7 +86,8 @@ class VariateForecaster(Forecaster):
         if self.instance_norm:
             history, level = standardise(history)
         tokens = self.encoder(self.embed(history, history_marks))
-        return self.finish(*self.head(tokens[:, : history.shape[2]]), level)
+        values, quantiles = self.head(tokens[:, : history.shape[2]])  # B, N, S and B, N, S, Q
+        return self.finish(values, quantiles, level)
 
 
 class ITransformer(VariateForecaster):
