@@ -13,7 +13,6 @@ from torch import Tensor
 from apps.forecasting.models.config import LastValueConfig, SeriesInfo
 from datamodules.forecasting.borders import SplitName
 from datamodules.forecasting.calendar import integer_marks
-from datamodules.forecasting.borders import SplitName
 from datamodules.forecasting.calendar import time_features as calendar_features
 from datamodules.forecasting.config import CsvConfig, EttConfig, SeriesConfig
 from datamodules.forecasting.source import load

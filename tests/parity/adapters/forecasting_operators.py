@@ -5,9 +5,11 @@ from __future__ import annotations
 from torch import Tensor
 
 from backbones.sequence.flow import FlowMixer
+from backbones.sequence.selective_scan import MambaState, SelectiveScanMixer
 from checkpoints.keymap import load_official
 from checkpoints.official.forecasting import KEYMAPS
 from tests.parity.case import Case
+from tests.parity.recording import gradient_keys, official_gradients
 
 
 def flow_attention(case: Case) -> dict[str, Tensor]:
@@ -31,4 +33,27 @@ def flow_attention(case: Case) -> dict[str, Tensor]:
 
 
 def mamba_block(case: Case) -> dict[str, Tensor]:
-    raise NotImplementedError
+    """One pass for outputs and gradients; token by token for the final states."""
+    official = case.config
+    block = SelectiveScanMixer(
+        official["d_model"],
+        state_size=official.get("d_state", 16),
+        kernel=official.get("d_conv", 4),
+        expand=official.get("expand", 2),
+    ).eval()
+    keymap, inputs = KEYMAPS["selective_scan"], case.inputs["x"]
+    load_official(block, case.weights, keymap)
+    mixed, _ = block(inputs)
+    state: MambaState | None = None
+    for token in inputs.split(1, dim=1):
+        _, state = block(token, state=state)
+    assert state is not None
+    outputs = {
+        "y": mixed,
+        "mean_square": mixed.square().mean(),
+        "final_conv_state": state.conv,
+        "final_ssm_state": state.ssm,
+    }
+    keys = gradient_keys(case.expected, "grad")
+    found = official_gradients(block, keymap, case.weights, keys, lambda call: call(inputs)[0].square().mean())
+    return outputs | {f"grad.{key}": value for key, value in found.items()}

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from apps.forecasting.models import config as configs
+from apps.forecasting.models.autoformer import Autoformer
 from apps.forecasting.models.forecast import Forecaster
 from apps.forecasting.models.informer import Informer
 from apps.forecasting.models.informer_attention import InformerAttention
@@ -96,8 +97,6 @@ def informer_library(case: Case) -> dict[str, Tensor]:
 
 
 def autoformer(case: Case) -> dict[str, Tensor]:
-    from apps.forecasting.models.autoformer import Autoformer
-
     official = case.config
     config = configs.AutoformerConfig(
         width=official["d_model"],
