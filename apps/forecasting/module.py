@@ -119,24 +119,22 @@ class ForecastingModule(GraftModule):
         return [Picture(f"window_{window}", f"Window {window} of the split, MSE {error:.3f} (scaled).", figure)]
 
     def summary_pictures(self) -> list[Picture]:
-        """Error by step of the horizon, and attention between variates where the model has it."""
-        suite, keeper = self.suites.get("test"), self.keepers.get("test")
-        pictures = []
-        if suite is not None and suite.count():
-            figure = draw_error_by_step(suite.tables()["error by step"])
-            pictures.append(Picture("error_by_step", "Mean absolute error by step of the horizon.", figure))
-        if keeper is not None and keeper.random:
-            pictures += self._attention_picture(keeper.random[0].sample)
-        return pictures
+        """Error by step of the horizon."""
+        suite = self.suites.get("test") or self.suites.get("val")
+        if suite is None or not suite.count():
+            return []
+        figure = draw_error_by_step(suite.tables()["error by step"])
+        return [Picture("error_by_step", "Mean absolute error by step of the horizon.", figure)]
 
-    def _attention_picture(self, sample: Batch) -> list[Picture]:
+    def sample_pictures(self, sample: Batch) -> list[Picture]:
+        """Attention between the variates of one window, where the model has it."""
         attention = getattr(self.model, "variate_attention", None)
         if attention is None or not isinstance(getattr(self.config.model, "mixer", None), SoftmaxMixerConfig):
             return []
         marks = sample["history_marks"][None].to(self.device) if self.series.mark_features else None
         weights = attention(sample["history"][None].to(self.device), marks)
         figure = draw_attention(weights[0].float().cpu().numpy(), self.series.names)
-        caption = "Attention between variates in the last layer for one random window, mean over heads."
+        caption = "Attention between variates in the last layer of the best window, mean over heads."
         return [Picture("attention", caption, figure)]
 
     def official_keymap(self) -> KeyMap | None:

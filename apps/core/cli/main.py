@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import sys
 import traceback
 from collections.abc import Sequence
@@ -73,9 +74,28 @@ def _run(task: Task, words: list[str]) -> int:
         config_text=text,
         **sorted_words.options,
     )
+    _talk()
     from apps.core.run.verbs import run_verb
 
     return int(run_verb(task, verb, config, options))
+
+
+def _talk() -> None:
+    """Let our own loggers speak on stderr, a message a line; those of libraries keep their levels."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Lines())
+    for name in ("apps", "backbones", "checkpoints", "datamodules", "graftwork"):
+        logger = logging.getLogger(name)
+        logger.handlers, logger.propagate = [handler], False
+        logger.setLevel(logging.INFO)
+
+
+class _Lines(logging.Formatter):
+    """Plain messages; warnings say so."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = super().format(record)
+        return f"{record.levelname.lower()}: {text}" if record.levelno >= logging.WARNING else text
 
 
 def _print_help(task: Task, verb: str, files: list[dict[str, Any]], words: Words) -> int:

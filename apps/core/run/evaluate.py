@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -123,9 +124,8 @@ def save_pictures(trainer: pl.Trainer, module: GraftModule, folder: RunFolder, s
     for section in ("best", "worst", "random"):
         for kept in getattr(keeper, section):
             found += [(section, picture, kept.score) for picture in module.render(kept.sample, kept.prediction)]
-    extra = getattr(module, "sample_pictures", None)
-    if extra is not None and keeper.best:
-        found += [("summary", picture, None) for picture in extra(keeper.best[0].sample)]
+    if keeper.best:
+        found += [("summary", picture, None) for picture in module.sample_pictures(keeper.best[0].sample)]
     for section, picture, score in found:
         path = folder.save_picture(section, picture, score)
         _log_picture(trainer.loggers, f"{section}/{picture.name}", path, picture)
@@ -163,6 +163,6 @@ def finish(folder: RunFolder, config: AppConfig, rows: Sequence[Mapping[str, Any
 
     print_results(rows, title)
     if config.run.report:
-        log.info("report: %s", write_report(folder))
+        sys.stdout.write(f"report: {write_report(folder)}\n")
     else:
-        log.info("run: %s", folder.path)
+        sys.stdout.write(f"run: {folder.path}\n")

@@ -90,6 +90,10 @@ class GraftModule(pl.LightningModule):
         """Pictures of a whole test; ``self.suites["test"]`` still holds it."""
         return []
 
+    def sample_pictures(self, sample: Mapping[str, Any]) -> list[Picture]:
+        """Pictures of what the model does with one sample (tensors without batch axis), for instance its attention."""
+        return []
+
     def export_spec(self) -> ExportSpec:
         """What the exporter needs."""
         raise ConfigError(f"{type(self).__name__} cannot be exported")
@@ -184,7 +188,7 @@ class GraftModule(pl.LightningModule):
         keeper = None
         if self.pictures and self.trainer.state.fn != "fit":
             keeper = self.keepers[split] = SampleKeeper(self.pictures, self.config.seed)
-        self._scores[split] = SplitScore(self.suites[split], keeper)
+        self._scores[split] = SplitScore(self.suites[split], keeper, with_loss=split == "val")
 
     def _score(self, split: EvalSplit, batch: Batch, batch_idx: int) -> None:
         seed_place(self.config.seed, split, 0, batch_idx, self.trainer.global_rank)
