@@ -72,6 +72,8 @@ def official_gradients(
     Returns:
         Official key to gradient, in the official shape.
     """
+    if not keys:
+        return {}
     leaves = {key: value.clone().requires_grad_(key in keys) for key, value in weights.items()}
     translated = keymap.translate(leaves).tensors
     known = {name for name, _ in [*model.named_parameters(), *model.named_buffers()]}
