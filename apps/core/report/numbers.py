@@ -51,6 +51,11 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
+def latency(seconds: float) -> str:
+    """A measured time in milliseconds, always, so that a column can be compared at a glance."""
+    return f"{number(1000 * seconds, 3)} ms"
+
+
 def size(count: float) -> str:
     """Bytes: 12 B, 3.4 MiB."""
     for unit in ("B", "KiB", "MiB"):

@@ -28,22 +28,29 @@ def format_rows(rows: Sequence[Row]) -> list[list[str]]:
     return [[_COLUMNS[index] for index in used], *([line[index] for index in used] for line in table)]
 
 
-def plain(table: Sequence[Sequence[str]]) -> str:
-    """A table as aligned text: the first column to the left, the others to the right; no colour, no frame, no cut."""
+def plain(table: Sequence[Sequence[str]], words: bool = False) -> str:
+    """A table as aligned text: the first column to the left, the others to the right; no colour, no frame, no cut.
+
+    Args:
+        table: Rows, the header first.
+        words: Whether the cells are words: then all columns are to the left.
+    """
     widths = [max(len(cell) for cell in column) for column in zip(*table, strict=True)]
     ruled = [table[0], ["-" * width for width in widths], *table[1:]]
-    return "\n".join(_aligned(cells, widths) for cells in ruled)
+    return "\n".join(_aligned(cells, widths, words) for cells in ruled)
 
 
-def print_table(table: Sequence[Sequence[str]], title: str, console: Console | None = None) -> None:
-    """Print a table, the first row being its header; plain text where the output is no terminal."""
+def print_table(
+    table: Sequence[Sequence[str]], title: str, console: Console | None = None, words: bool = False
+) -> None:
+    """Print a table, the first row being its header; as :func:`plain` text where the output is no terminal."""
     console = console or Console()
     if not console.is_terminal:
-        console.out(f"{title}\n{plain(table)}", highlight=False)
+        console.out(f"{title}\n{plain(table, words)}", highlight=False)
         return
     drawn = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for index, name in enumerate(table[0]):
-        drawn.add_column(name, justify="right" if index else "left", header_style="dim", overflow="fold")
+        drawn.add_column(name, justify="right" if index and not words else "left", header_style="dim", overflow="fold")
     for cells in table[1:]:
         drawn.add_row(*(_coloured(cell) for cell in cells))
     console.print(drawn)
@@ -70,7 +77,9 @@ def _against_baseline(row: Row) -> str:
     return comparison(str(row.get("metric", "")), row.get("value"), row.get("baseline"))
 
 
-def _aligned(cells: Sequence[str], widths: Sequence[int]) -> str:
+def _aligned(cells: Sequence[str], widths: Sequence[int], words: bool) -> str:
+    if words:
+        return "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip()
     first, *others = cells
     padded = [first.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True))]
     return "  ".join(padded).rstrip()
