@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -96,7 +98,7 @@ def test_streaming_equals_one_pass(cuts, seed):
     whole, after = selective_scan(**inputs, state=state)
     parts = []
     edges = [0, *sorted(cuts), 20]
-    for start, stop in zip(edges[:-1], edges[1:], strict=True):
+    for start, stop in pairwise(edges):
         piece = {n: t[:, start:stop] if n in ("x", "dt", "B", "C") else t for n, t in inputs.items()}
         y, state = selective_scan(**piece, state=state)
         parts.append(y)
