@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -89,6 +89,10 @@ class ForecastingModule(GraftModule):
     def sample_scores(self, batch: Batch, prediction: Forecast) -> Tensor:
         """MSE of each window, [B]."""
         return (prediction.values - batch["future"]).square().mean(dim=(1, 2))
+
+    def picture_candidates(self, batch: Batch, indices: Sequence[int]) -> list[int]:
+        """Windows whose horizons do not overlap: those of one hour apart look all the same."""
+        return [place for place, index in enumerate(indices) if index % self.series.horizon == 0]
 
     def unbatch(self, prediction: Forecast, index: int) -> Forecast:
         """The forecast of one window of a batch, on the CPU."""

@@ -77,7 +77,8 @@ def draw_forecast(
         axis.plot(ahead, forecast[:, i], color=OURS, lw=1.4, label="forecast")
         axis.set_ylabel(names[i], fontsize=8)
     axes[0].set_title(title, fontsize=9, loc="left")
-    axes[0].legend(fontsize=7, frameon=False, ncols=5, loc="upper left")
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, fontsize=7, frameon=False, ncols=5, loc="outside upper right")
     if times is None:
         axes[-1].set_xlabel("steps from now", fontsize=8)
     else:

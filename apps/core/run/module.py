@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import pytorch_lightning as pl
@@ -77,6 +77,15 @@ class GraftModule(pl.LightningModule):
     def sample_scores(self, batch: Batch, prediction: Any) -> Tensor | None:
         """Score of each sample, [B], lower is better; picks the best and worst pictures. None draws none."""
         return None
+
+    def picture_candidates(self, batch: Batch, indices: Sequence[int]) -> list[int]:
+        """Places in the batch of the samples that may become pictures; all, unless neighbours look the same.
+
+        Args:
+            batch: The batch.
+            indices: Index of each of its samples in the split.
+        """
+        return list(range(len(indices)))
 
     def unbatch(self, prediction: Any, index: int) -> Any:
         """The prediction of one sample, as copies on the CPU."""

@@ -41,10 +41,11 @@ class SplitScore:
     Args:
         suite: Metrics of the split.
         keeper: Takes samples for pictures; None keeps none.
+        with_loss: Whether the app's validation loss is a score too.
     """
 
-    def __init__(self, suite: MetricSuite, keeper: SampleKeeper | None = None) -> None:
-        self.suite, self.keeper = suite, keeper
+    def __init__(self, suite: MetricSuite, keeper: SampleKeeper | None = None, with_loss: bool = True) -> None:
+        self.suite, self.keeper, self.with_loss = suite, keeper, with_loss
         self._loss = torch.zeros((), dtype=torch.float64)
         self._batches = self._samples = 0
 
@@ -59,13 +60,16 @@ class SplitScore:
         """
         self.suite.update(batch, prediction)
         self._samples += batch_size(batch)
-        loss = module.validation_loss(batch, prediction)
+        loss = module.validation_loss(batch, prediction) if self.with_loss else None
         if loss is not None:
             self._loss, self._batches = self._loss + loss.detach().cpu().double(), self._batches + 1
         scores = module.sample_scores(batch, prediction) if self.keeper is not None else None
         if self.keeper is not None and scores is not None:
+            places = module.picture_candidates(batch, indices)
             self.keeper.offer(
-                scores, indices, lambda place: (sample_at(batch, place), module.unbatch(prediction, place))
+                [float(scores[place]) for place in places],
+                [indices[place] for place in places],
+                lambda i: (sample_at(batch, places[i]), module.unbatch(prediction, places[i])),
             )
 
     def outcome(self, reduce: Reduce) -> Outcome:
