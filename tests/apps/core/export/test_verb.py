@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from apps.core.export import onnx as verb
+from apps.core.task import VerbOptions
+from graftwork.errors import ConfigError, UserError
+from tests.apps.core.inference.toy_model import TASK, save_checkpoint
+from tests.toy_task import ToyConfig
+
+
+def test_export_writes_beside_the_weights_and_reports(tmp_path: Path, capsys):
+    import onnx
+
+    save_checkpoint(tmp_path / "best.ckpt")
+    options = VerbOptions(weights=str(tmp_path / "best.ckpt"), config_text="seed: 2023\n")
+    assert verb.export(TASK, ToyConfig(), options) == 0
+    metadata = {entry.key: entry.value for entry in onnx.load(tmp_path / "best.onnx").metadata_props}
+    assert metadata["task"] == "toy" and metadata["config"] == "seed: 2023\n" and metadata["graftwork"]
+    out = capsys.readouterr().out
+    assert "input (5, 3)" in out and "equal to the model at all shapes" in out
+
+
+def test_export_fails_loudly_where_the_file_differs(tmp_path: Path, capsys, monkeypatch):
+    save_checkpoint(tmp_path / "best.ckpt")
+    form = verb.formats("pt2")
+    lying = form._replace(runner=lambda *_: lambda example: [0 * example["input"][:, :1].numpy() + 9])
+    monkeypatch.setattr(verb, "formats", lambda name: lying)
+    options = VerbOptions(weights=str(tmp_path / "best.ckpt"), output=str(tmp_path / "toy.pt2"), format="pt2")
+    assert verb.export(TASK, ToyConfig(), options) == 1
+    assert (tmp_path / "toy.failed.pt2").exists() and not (tmp_path / "toy.pt2").exists()
+    assert "3 of 3 outputs differ" in capsys.readouterr().out
+
+
+def test_export_refuses_before_it_loads_anything(tmp_path: Path):
+    with pytest.raises(ConfigError, match="unknown export format 'tflite'"):
+        verb.export(TASK, ToyConfig(), VerbOptions(format="tflite"))
+    with pytest.raises(UserError, match="--weights: no trained weights"):
+        verb.export(TASK, ToyConfig(), VerbOptions())
+
+
+def test_default_place_without_a_weights_file():
+    assert verb.default_output(TASK, VerbOptions(weights="zoo:demo"), ".onnx") == Path("toy.onnx")
