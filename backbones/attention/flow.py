@@ -78,14 +78,14 @@ def flow_attention(
         ShapeError: Tensors that do not fit each other, or L != S with ``causal``.
         ConfigError: Unknown backend, a bound that is not positive or a chunk below 1.
     """
-    _check(q, k, v, causal, clamp, chunk, key_mask, query_mask)
-    form = resolve_form("flow_attention", backend)
     if causal:
-        return causal_flow(q, k, v, clamp=clamp, eps=eps, mask=key_mask, chunk=0 if form == "math" else chunk)[0]
+        return causal_flow(q, k, v, clamp=clamp, eps=eps, mask=key_mask, chunk=chunk, backend=backend)[0]
+    _check(q, k, v, causal, clamp, chunk, key_mask, query_mask)
+    literal = resolve_form("flow_attention", backend) == "math"
     with _precise(q):
         phi_q, phi_k, values = _features(q, k, v)
         valid_q, valid_k = _valid(query_mask, phi_q), _valid(key_mask, phi_k)
-        mixed = _bidirectional(phi_q, phi_k, values, valid_q, valid_k, clamp, eps, literal=form == "math")
+        mixed = _bidirectional(phi_q, phi_k, values, valid_q, valid_k, clamp, eps, literal)
     return mixed.transpose(1, 2).to(v.dtype)
 
 
@@ -99,6 +99,7 @@ def causal_flow(
     mask: Tensor | None = None,
     state: FlowState | None = None,
     chunk: int = CHUNK,
+    backend: str = "auto",
 ) -> tuple[Tensor, FlowState]:
     """Causal flow-attention that goes on where an earlier call stopped.
 
@@ -110,11 +111,20 @@ def causal_flow(
         eps: See :func:`flow_attention`.
         mask: True for valid tokens, [B, L].
         state: What the call for the tokens before returned; None at the beginning.
-        chunk: Tokens taken at once; 0 for the literal form.
+        chunk: Tokens taken at once.
+        backend: ``math`` for the literal cumulative sums.
 
     Returns:
         [B, L, H, e] and the state after the last token.
+
+    Raises:
+        ShapeError: Tensors that do not fit each other.
+        ConfigError: Unknown backend, a bound that is not positive or a chunk below 1.
     """
+    _check(q, k, v, True, clamp, chunk, mask, None)
+    # A length unknown in an exported graph cannot be cut into chunks.
+    if resolve_form("flow_attention", backend) == "math" or not isinstance(q.shape[1], int):
+        chunk = 0
     with _precise(q):
         phi_q, phi_k, values = _features(q, k, v)
         valid = _valid(mask, phi_k)

@@ -62,14 +62,15 @@ def scan_attention(
         ConfigError: Unknown backend, or a chunk below 2.
     """
     _check(logits, values, state, chunk)
-    form = resolve_form("scan_attention", backend)
+    # A length unknown in an exported graph cannot be cut into blocks.
+    literal = resolve_form("scan_attention", backend) == "math" or not isinstance(values.shape[1], int)
     with torch.autocast(values.device.type, enabled=False):
         precise = torch.promote_types(torch.promote_types(values.dtype, logits.dtype), torch.float32)
         scores, content = logits.to(precise).transpose(1, 2), values.to(precise).transpose(1, 2)  # B, H, L(, d)
         past = None if state is None else ScanState(*(part.to(precise) for part in state))
         if values.shape[1] == 0:
             return values, _nothing(content) if past is None else past
-        mixed, after = _literal(scores, content, past) if form == "math" else _scan(scores, content, past, chunk)
+        mixed, after = _literal(scores, content, past) if literal else _scan(scores, content, past, chunk)
     return mixed.transpose(1, 2).to(values.dtype), after
 
 
@@ -117,9 +118,10 @@ def _prefixes(items: ScanState, chunk: int) -> ScanState:
 def _block(items: ScanState) -> ScanState:
     """The scan of few elements as one triangular product, [..., T, T] times [..., T, d]."""
     tokens = items.shift.shape[-1]
-    shift = torch.cummax(items.shift, dim=-1).values
-    later = torch.ones(tokens, tokens, dtype=torch.bool, device=shift.device).triu(1)
-    factors = torch.exp((items.shift[..., None, :] - shift[..., :, None]).masked_fill(later, float("-inf")))
+    later = torch.ones(tokens, tokens, dtype=torch.bool, device=items.shift.device).triu(1)
+    shifts = items.shift[..., None, :].masked_fill(later, float("-inf"))  # ..., T, T
+    shift = shifts.amax(-1)
+    factors = torch.exp(shifts - shift[..., None])
     return ScanState(shift, (factors @ items.weight[..., None]).squeeze(-1), factors @ items.total)
 
 

@@ -6,8 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from backbones.attention.dispatch import resolve_form
-from backbones.attention.flow import CHUNK, FlowState, causal_flow, flow_attention
+from backbones.attention.flow import FlowState, causal_flow, flow_attention
 from backbones.sequence.base import ProjectedMixer, merge_heads
 from graftwork.errors import ShapeError
 
@@ -66,10 +65,7 @@ class FlowMixer(ProjectedMixer):
             raise ShapeError(f"memory of causal FlowMixer: expected {list(x.shape)}, got {list(memory.shape)}")
         queries, keys, values = self.project(x, memory)
         if self.causal:
-            chunk = 0 if resolve_form("flow_attention") == "math" else CHUNK
-            mixed, state = causal_flow(
-                queries, keys, values, clamp=self.clamp, eps=self.eps, mask=mask, state=state, chunk=chunk
-            )
+            mixed, state = causal_flow(queries, keys, values, clamp=self.clamp, eps=self.eps, mask=mask, state=state)
         else:
             query_mask = mask if memory is None else None
             mixed = flow_attention(
