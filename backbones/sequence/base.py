@@ -66,14 +66,17 @@ class Mixer(nn.Module):
             raise ConfigError(f"{name} cannot read from a memory", mend="Use a mixer with supports_cross, e.g. softmax")
         if state is not None and not self.supports_state:
             raise ConfigError(f"{name}(causal={self.causal}) keeps no state", mend="Pass the whole sequence at once")
-        if x.dim() != 3:
-            raise ShapeError(f"x of {name}: expected [B, L, C], got {list(x.shape)}")
+        if x.dim() != 3 or x.shape[-1] != self.width:
+            raise ShapeError(f"x of {name}: expected [B, L, {self.width}], got {list(x.shape)}")
         if memory is not None and (memory.dim() != 3 or memory.shape[0] != x.shape[0]):
             raise ShapeError(f"memory of {name}: expected [{x.shape[0]}, S, C], got {list(memory.shape)}")
-        if mask is not None and (mask.dim() != 2 or mask.shape[0] != x.shape[0] or mask.dtype != torch.bool):
-            raise ShapeError(
-                f"mask of {name}: expected bool [{x.shape[0]}, tokens], got {mask.dtype} {list(mask.shape)}"
-            )
+        if mask is None:
+            return
+        keys = (x if memory is None else memory).shape[1]
+        fits = mask.dim() == 2 and mask.shape[0] == x.shape[0] and (state is not None or mask.shape[1] == keys)
+        if not fits or mask.dtype != torch.bool:
+            expected = f"bool [{x.shape[0]}, {keys}]"
+            raise ShapeError(f"mask of {name}: expected {expected}, got {mask.dtype} {list(mask.shape)}")
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:

@@ -154,10 +154,22 @@ def test_bfloat16_autocast_is_finite(name, causal):
 
 def test_wrong_shapes_are_named(name):
     mixer = mixer_of(name)
-    with pytest.raises(ShapeError, match=r"expected \[B, L, C\], got \[12, 16\]"):
+    with pytest.raises(ShapeError, match=r"expected \[B, L, 16\], got \[12, 16\]"):
         mixer(tokens()[0])
-    with pytest.raises((ShapeError, ConfigError), match="mask"):
-        mixer(tokens(), mask=torch.ones(3, 12, dtype=torch.bool))
+    with pytest.raises(ShapeError, match=r"expected \[B, L, 16\], got \[2, 12, 15\]"):
+        mixer(tokens()[..., 1:])
+    for mask in (torch.ones(3, 12, dtype=torch.bool), torch.ones(2, 11, dtype=torch.bool), torch.ones(2, 12)):
+        with pytest.raises(ShapeError, match=r"mask of .*expected bool \[2, 12\]"):
+            mixer(tokens(), mask=mask)
+
+
+@pytest.mark.parametrize("name", ["softmax", "flow", "scan"])
+def test_exported_graph_takes_other_lengths(name, causal):
+    mixer = mixer_of(name, causal)
+    length = torch.export.Dim("length", min=2, max=500)
+    exported = torch.export.export(mixer, (tokens(),), dynamic_shapes={"x": {1: length}}, strict=False).module()
+    x = tokens(length=150)
+    torch.testing.assert_close(exported(x)[0], mixer(x)[0], rtol=1e-4, atol=1e-5)
 
 
 def test_width_that_heads_do_not_divide(name):
