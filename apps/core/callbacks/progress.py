@@ -187,7 +187,7 @@ class RunProgress(ProgressBar):
     def _clocks(self, trainer: Any) -> str:
         left = self._left(trainer)
         spent = f"elapsed {duration(self.clock() - self._started)}"
-        return f"{spent}  left {duration(left)}" if math.isfinite(left) else spent
+        return f"{spent}  left {duration(left)}" if left > 0 else spent  # false for NaN too
 
     def _line(self, text: str) -> None:
         if not self._enabled:

@@ -23,7 +23,8 @@ def charts(curves: Mapping[str, Points]) -> list[str]:
         split, metric = _split(name)
         if split != "test" and points:
             groups.setdefault(metric, {})[name] = points
-    drawn = [_chart(metric, groups[metric]) for metric in sorted(groups, key=lambda name: _rank(name, groups[name]))]
+    ordered = sorted(groups, key=lambda metric: _rank(metric, groups[metric]))  # as logged within a rank
+    drawn = [_chart(metric, groups[metric]) for metric in ordered]
     return [chart for chart in drawn if chart]
 
 
@@ -45,12 +46,12 @@ def _split(name: str) -> tuple[str, str]:
     return split, metric
 
 
-def _rank(metric: str, group: Mapping[str, Points]) -> tuple[int, str]:
+def _rank(metric: str, group: Mapping[str, Points]) -> int:
     if metric == "loss":
-        return 0, metric
+        return 0
     if metric == "learning rate":
-        return 3, metric
-    return (1 if any(name.startswith("val/") for name in group) else 2), metric
+        return 3
+    return 1 if any(name.startswith("val/") for name in group) else 2
 
 
 def _chart(metric: str, group: Mapping[str, Points]) -> str:
@@ -64,10 +65,12 @@ def _lines(metric: str, group: Mapping[str, Points]) -> Sequence[Line]:
 
 
 def _drawn_order(name: str) -> tuple[int, str]:
-    """Training below, then the baseline, then validation on top."""
+    """Single steps at the bottom, then training, the baseline, and validation on top."""
     if BASELINE in name:
-        return 1, name
-    return (2 if name.startswith("val/") else 0), name.replace("_epoch", "~epoch")
+        return 2, name
+    if name.endswith("_step"):
+        return 0, name
+    return (3 if name.startswith("val/") else 1), name
 
 
 def _line(name: str, metric: str, group: Mapping[str, Points]) -> Line:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
@@ -55,19 +56,23 @@ def _flatten(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str
         if isinstance(value, Mapping):
             flat += _flatten(value, f"{name}.")
         elif _is_duration(name, value):
-            flat.append((name.removesuffix("_s").replace("_", " "), duration(value)))
-        else:
+            flat.append((re.sub(r"_s(?=_per_|$)", "", name).replace("_", " "), duration(value)))
+        elif value not in ("", [], None):
             flat.append((name.replace("_", " "), _words(value)))
     return flat
 
 
+def _facts(item: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in _flatten(item))
+
+
 def _is_duration(name: str, value: Any) -> bool:
-    return name.endswith("_s") and not name.endswith("per_s") and isinstance(value, int | float)
+    return re.search(r"(?<!per)_s($|_per_)", name) is not None and isinstance(value, int | float)
 
 
 def _words(value: Any) -> str:
     if isinstance(value, int):
         return str(value)  # a seed or a port is no quantity: no thousands separator
     if isinstance(value, list | tuple):
-        return ", ".join(number(item) for item in value)
+        return "; ".join(_facts(item) if isinstance(item, Mapping) else number(item) for item in value)
     return number(value)

@@ -58,6 +58,7 @@ def names(run: RunFiles) -> tuple[str, str]:
     task = str(run.provenance.get("task") or (parts[0] if in_runs else ""))
     title = str(run.provenance.get("name") or (parts[1] if in_runs else parts[-1]))
     stamp = str(run.provenance.get("started") or run.provenance.get("time") or (parts[2] if in_runs else ""))
+    stamp = re.sub(r"^(\d{4}-\d\d-\d\d)[T ](\d\d:\d\d).*", r"\1 \2", stamp)
     return " · ".join(part for part in (task, stamp) if part), title
 
 

@@ -53,7 +53,7 @@ def results(run: RunFiles) -> str:
         shown.append("samples")
     head = "".join(f"<th>{name}</th>" for name in ("metric", "ours", *shown))
     rows = "".join(_result(row, shown) for row in run.results)
-    return section("results", "Results", f'<div class="scroll"><table><tr>{head}</tr>{rows}</table></div>')
+    return section("results", "Results", f'<div class="scroll results"><table><tr>{head}</tr>{rows}</table></div>')
 
 
 def _result(row: Mapping[str, Any], shown: list[str]) -> str:
@@ -143,8 +143,8 @@ def reproduce(run: RunFiles) -> str:
         for key, value in run.notes.items()
         if key not in _KNOWN_NOTES and not any(word in key.lower() for word in _WARNING_WORDS)
     }
-    diff = str(run.provenance.get("diff") or run.provenance.get("git_diff") or "")
-    environment = {key: value for key, value in run.provenance.items() if key not in ("argv", "diff", "git_diff")}
+    diff = str(run.provenance.get("diff") or "")
+    environment = {key: value for key, value in run.provenance.items() if key not in ("argv", "command", "diff")}
     body = [
         code(command(run), "command"),
         fold("Configuration", code(run.config)),
@@ -158,10 +158,11 @@ def reproduce(run: RunFiles) -> str:
 def command(run: RunFiles) -> str:
     """The shell command of the run, and the one that repeats it from its configuration alone; empty if unknown."""
     argv, task = run.provenance.get("argv"), run.provenance.get("task")
-    if isinstance(run.provenance.get("command"), str):
-        return str(run.provenance["command"])
-    if not isinstance(argv, list) or not argv:
-        return ""
-    words = [str(word) for word in argv]
-    start = [] if words[0].startswith("python") or not task else ["python", "-m", f"apps.{task}"]
-    return shlex.join([*start, *words])
+    if not task or not isinstance(argv, list) or not argv:
+        return str(run.provenance.get("command") or "")
+    start = ["python", "-m", f"apps.{task}"]
+    lines = [shlex.join([*start, *map(str, argv)])]
+    if argv[0] == "fit" and run.config:
+        kept = shlex.join([*start, "fit", "--config", str(run.path / "config.yaml")])
+        lines += ["", "# or, from the configuration kept here alone:", kept]
+    return "\n".join(lines)

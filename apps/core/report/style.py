@@ -14,6 +14,7 @@ body { margin: 0 auto; max-width: 62rem; padding: 2.5rem 1.25rem 5rem; backgroun
 header { margin-bottom: 2rem; }
 h1 { font-size: 1.75rem; line-height: 1.2; font-weight: 650; letter-spacing: -0.015em; margin: 0.15rem 0 0.6rem; }
 h2 { font-size: 1.15rem; font-weight: 650; margin: 3rem 0 0.9rem; scroll-margin-top: 1rem; }
+.results { max-width: 46rem; }
 h3 { font-size: 0.95rem; font-weight: 600; margin: 1.5rem 0 0.4rem; }
 p { margin: 0 0 0.8rem; max-width: 42rem; }
 .over { color: var(--soft); font-size: 0.85rem; margin: 0; }
