@@ -8,18 +8,31 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from backbones.attention.attend import attend
-from backbones.attention.probsparse import draw_keys, prob_sparse_attention
+from backbones.attention.probsparse import prob_sparse_attention, sample_size
 from backbones.sequence.base import ProjectedMixer, merge_heads
 
 
 @lru_cache(maxsize=64)
-def evaluation_keys(queries: int, keys: int, factor: int) -> Tensor:
-    """The sampled keys of evaluation: drawn once from a fixed seed, so that every call gives the same forecast."""
-    return draw_keys(queries, keys, factor, torch.Generator().manual_seed(0))
+def evaluation_keys(queries: int, keys: int, factor: int) -> NDArray[np.int64]:
+    """The sampled keys of evaluation: drawn once from a fixed seed, so that every call gives the same forecast.
+
+    They come from numpy, because a torch generator cannot be exported.
+
+    Args:
+        queries: Number of queries.
+        keys: Number of keys.
+        factor: Keys sampled per natural logarithm of their number.
+
+    Returns:
+        [queries, U], each in [0, keys).
+    """
+    return np.random.default_rng(0).integers(keys, size=(queries, sample_size(keys, factor)))
 
 
 class InformerAttention(ProjectedMixer):
@@ -92,5 +105,5 @@ class InformerAttention(ProjectedMixer):
         """The table to use: the one set, the fixed one of evaluation, or None to have one drawn."""
         table = self.index_sample
         if table is None and not self.training:
-            table = evaluation_keys(queries.shape[1], keys.shape[1], self.factor)
+            table = torch.from_numpy(evaluation_keys(queries.shape[1], keys.shape[1], self.factor))
         return None if table is None else table.to(queries.device)
