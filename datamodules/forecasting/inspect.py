@@ -38,7 +38,7 @@ def inspect_series(config: SeriesConfig) -> list[Finding]:
     try:
         config.check()
         if (table := _raw_table(config)) is not None:
-            findings += [*_column_findings(table[0]), *_time_findings(*table)]
+            findings += [*_column_findings(table[0], table[2]), *_time_findings(*table)]
         source = load(config)
     except UserError as error:
         stop = f"{error.where}: {error.what}" if error.where else error.what
@@ -58,8 +58,8 @@ def _raw_table(config: SeriesConfig) -> tuple[pd.DataFrame, CsvConfig, Path] | N
     return to_table(read_frame(path, rules), rules, str(path), FIRST_LINE), rules, path
 
 
-def _column_findings(table: pd.DataFrame) -> Iterator[Finding]:
-    yield Finding("ok", f"{len(table)} rows, {table.shape[1]} columns, {table.index[0]} to {table.index[-1]}")
+def _column_findings(table: pd.DataFrame, path: Path) -> Iterator[Finding]:
+    yield Finding("ok", f"{path}: {len(table)} rows, {table.shape[1]} columns, {table.index[0]} to {table.index[-1]}")
     for name in table.columns[:_MOST_COLUMNS]:
         yield _column_finding(str(name), table[name].to_numpy(dtype=np.float64))
     if table.shape[1] > _MOST_COLUMNS:

@@ -187,16 +187,17 @@ def _wandb(config: LogConfig, folder: RunFolder, task: str, name: str, mode: str
         folder.path.joinpath("wandb").mkdir(exist_ok=True)
         settings = wandb.Settings(silent=True, console="off", x_disable_stats=True, disable_git=True, disable_code=True)
         identity = folder.notes().get("wandb_id")
-        logger = WandbLogger(
+        run = wandb.init(  # by hand: Lightning passes a setting that W&B warns about
             name=name,
             project=config.project,
-            save_dir=str(folder.path),
-            offline=mode == "offline",
+            dir=str(folder.path),
+            mode="offline" if mode == "offline" else "online",
             id=identity,
             resume="allow" if identity and mode == "online" else None,
             tags=[task, *config.tags],
             settings=settings,
         )
+        logger = WandbLogger(experiment=run, save_dir=str(folder.path))
         folder.note("wandb_id", logger.experiment.id)
     except ImportError as error:
         if config.wandb != "auto":
