@@ -59,7 +59,8 @@ def write_pt2(spec: ExportSpec, path: Path, metadata: Mapping[str, str]) -> None
 
 def pt2_runner(path: Path, spec: ExportSpec) -> Runner:
     """Runs a ``torch.export`` file."""
-    loaded = torch.export.load(path).module()
+    with quiet():
+        loaded = torch.export.load(path).module()
 
     def run(example: Mapping[str, Tensor]) -> Arrays:
         with torch.no_grad():

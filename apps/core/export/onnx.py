@@ -13,6 +13,7 @@ from rich.console import Console
 from torch import Tensor
 
 import graftwork
+from apps.core.checkpoints.read import FROM_ZOO, WeightsMeta
 from apps.core.export.check import Arrays, Check, Runner, check, table
 from apps.core.export.graph import cannot_export, dynamic_shapes, pt2_runner, quiet, write_pt2
 from apps.core.inference.load import load_module
@@ -59,7 +60,7 @@ def export(task: Task, config: Any, options: VerbOptions) -> int:
     form = formats(options.format)
     loaded = load_module(task, config, options, need_weights=True)
     spec = loaded.module.eval().cpu().export_spec()
-    path = options.output_path or default_output(task, options, form.suffix)
+    path = options.output_path or default_output(task, options.weights, loaded.meta, form.suffix)
     metadata = {
         "task": task.name,
         "config": options.config_text,
@@ -159,12 +160,11 @@ def onnx_runner(path: Path, spec: ExportSpec) -> Runner:
     return run
 
 
-def default_output(task: Task, options: VerbOptions, suffix: str) -> Path:
-    """Beside a checkpoint file, else in the current folder under the task's name."""
-    weights = Path(options.weights)
-    if weights.suffix in (".ckpt", ".safetensors", ".pt", ".pth") and weights.exists():
-        return weights.with_suffix(suffix)
-    return Path(f"{task.name}{suffix}")
+def default_output(task: Task, weights: str, meta: WeightsMeta | None, suffix: str) -> Path:
+    """Beside weights of the user's own; for others in the current folder, under the name of the task."""
+    if meta is None or meta.official or weights.startswith(FROM_ZOO):
+        return Path(f"{task.name}{suffix}")
+    return meta.path.with_suffix(suffix)
 
 
 def _conclude(checks: list[Check], written: Path, console: Console) -> int:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from apps.core.checkpoints.read import WeightsMeta
 from apps.core.export import onnx as verb
 from apps.core.task import VerbOptions
 from graftwork.errors import ConfigError, UserError
@@ -41,5 +42,9 @@ def test_export_refuses_before_it_loads_anything(tmp_path: Path):
         verb.export(TASK, ToyConfig(), VerbOptions())
 
 
-def test_default_place_without_a_weights_file():
-    assert verb.default_output(TASK, VerbOptions(weights="zoo:demo"), ".onnx") == Path("toy.onnx")
+def test_default_place_is_beside_weights_of_ones_own():
+    meta = WeightsMeta(Path("run/checkpoints/best.ckpt"))
+    assert verb.default_output(TASK, "run", meta, ".onnx") == Path("run/checkpoints/best.onnx")
+    assert verb.default_output(TASK, "zoo:demo", meta, ".onnx") == Path("toy.onnx")
+    official = WeightsMeta(Path("paper.pth"), official=True)
+    assert verb.default_output(TASK, "official:paper.pth", official, ".onnx") == Path("toy.onnx")
