@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from backbones.attention.attend import attend
-from backbones.attention.probsparse import prob_sparse_attention, sample_size
+from backbones.attention.probsparse import draw_keys, prob_sparse_attention, sample_size
 from backbones.sequence.base import ProjectedMixer, merge_heads
 
 
@@ -33,6 +33,10 @@ def evaluation_keys(queries: int, keys: int, factor: int) -> NDArray[np.int64]:
         [queries, U], each in [0, keys).
     """
     return np.random.default_rng(0).integers(keys, size=(queries, sample_size(keys, factor)))
+
+
+training_keys = torch.compiler.disable(draw_keys)
+"""The sampled keys of a training step, from torch's global generator; random numbers stay outside compiled graphs."""
 
 
 class InformerAttention(ProjectedMixer):
@@ -101,9 +105,10 @@ class InformerAttention(ProjectedMixer):
             attended = attended.transpose(1, 2).reshape(attended.shape)  # B, H, L, d read as B, L, H, d
         return self.out(merge_heads(attended)), None
 
-    def _sampled_keys(self, queries: Tensor, keys: Tensor) -> Tensor | None:
-        """The table to use: the one set, the fixed one of evaluation, or None to have one drawn."""
+    def _sampled_keys(self, queries: Tensor, keys: Tensor) -> Tensor:
+        """The table to use: the one set, else a new one in training, else the fixed one of evaluation."""
         table = self.index_sample
-        if table is None and not self.training:
-            table = torch.from_numpy(evaluation_keys(queries.shape[1], keys.shape[1], self.factor))
-        return None if table is None else table.to(queries.device)
+        if table is None:
+            sizes = queries.shape[1], keys.shape[1], self.factor
+            table = training_keys(*sizes) if self.training else torch.from_numpy(evaluation_keys(*sizes))
+        return table.to(queries.device)
