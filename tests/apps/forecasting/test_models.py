@@ -429,6 +429,56 @@ class TestSizes:
         assert parameters(config.build(SeriesInfo(96, 720, 7, 7, 4))) == 3_576_016
 
 
+class Values(nn.Module):
+    """The point forecast alone, with the inputs an exported file has."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, history: Tensor, history_marks: Tensor, future_marks: Tensor) -> Tensor:
+        values: Tensor = self.model(history, history_marks, future_marks).values
+        return values
+
+
+@pytest.mark.slow
+class TestShipping:
+    INPUTS = ("history", "history_marks", "future_marks")
+
+    @pytest.mark.parametrize("name", MODELS.names())
+    def test_onnx_agrees_at_every_batch_size(self, name: str, tmp_path: Path) -> None:
+        onnxruntime = pytest.importorskip("onnxruntime")
+        pytest.importorskip("onnxscript")
+        info = series()
+        model = Values(build(small(name), info)).eval()
+        size = torch.export.Dim("batch", min=1, max=4096)
+        shapes = {key: {0: size} for key in self.INPUTS}
+        names = list(self.INPUTS)
+        program: Any = torch.onnx.export(
+            model, batch(info, 3), dynamo=True, dynamic_shapes=shapes, input_names=names, verbose=False
+        )
+        program.save(str(tmp_path / "model.onnx"))
+        session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"), providers=["CPUExecutionProvider"])
+        kept = {entry.name for entry in session.get_inputs()}
+        for count in (1, 2, 7):
+            inputs = batch(info, count, seed=count)
+            feed = {key: value.numpy() for key, value in zip(names, inputs, strict=True) if value is not None}
+            (found,) = session.run(None, {key: value for key, value in feed.items() if key in kept})
+            torch.testing.assert_close(torch.from_numpy(found), model(*inputs).detach(), rtol=1e-3, atol=1e-4)
+
+    @pytest.mark.parametrize("training", [False, True])
+    @pytest.mark.parametrize("name", ["itransformer", "smamba", "informer"])
+    def test_compiled_gives_the_same(self, name: str, training: bool) -> None:
+        info = series()
+        model = build(small(name, dropout=0.0), info).train(training)
+        torch._dynamo.reset()
+        compiled = torch.compile(model, backend="aot_eager")
+        torch.manual_seed(0)
+        expected = model(*batch(info)).values
+        torch.manual_seed(0)
+        torch.testing.assert_close(compiled(*batch(info)).values, expected, rtol=1e-4, atol=1e-5)
+
+
 class TestConfigs:
     @pytest.mark.parametrize(
         ("config", "words"),
