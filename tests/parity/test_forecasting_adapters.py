@@ -200,7 +200,9 @@ def test_autoformer(change: dict[str, Any]) -> None:
     width, hidden, embed, freq = config["d_model"], config["d_ff"], config["embed"], config["freq"]
     shapes = embedding("enc_embedding", width, 3, embed, freq, False)
     shapes |= embedding("dec_embedding", width, 3, embed, freq, False)
-    layers = [(f"encoder.attn_layers.{i}", ("attention",)) for i in range(config["e_layers"])]
+    layers: list[tuple[str, tuple[str, ...]]] = [
+        (f"encoder.attn_layers.{i}", ("attention",)) for i in range(config["e_layers"])
+    ]
     layers += [(f"decoder.layers.{i}", ("self_attention", "cross_attention")) for i in range(config["d_layers"])]
     for name, parts in layers:
         for part in parts:
