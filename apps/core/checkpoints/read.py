@@ -110,8 +110,10 @@ def resolve_weights(spec: str | Path, task: str = "") -> tuple[dict[str, Tensor]
 
         state, story = read_safe(path)
         return state, _meta(path, story, task)
-    state = read_weights(path)
-    return state, _meta(path, _entry(path), task)
+    entry = _entry(path)
+    if entry:  # a checkpoint of ours: taken as it is, also where the model has no weights at all
+        return read_checkpoint(path)["state_dict"], _meta(path, entry, task)
+    return read_weights(path), _meta(path, entry, task)
 
 
 def _entry(path: Path) -> Mapping[str, Any]:
