@@ -30,6 +30,7 @@ EXTRAS = {
     "rl": (("gymnasium",), "reinforcement-learning environments"),
     "mmseg": (("mmseg", "mmengine", "mmcv"), "heads, datasets and metrics of mmsegmentation"),
 }
+LEVELS = ("error", "warning", "ok")
 NEEDED_DISK = 2 * 2**30
 ROOM = 0.9  # a training that fills the last tenth of the memory does not end well
 
@@ -57,7 +58,7 @@ def doctor(task: Task, config: Any, options: VerbOptions) -> int:
     console.print()
     found += [*disk_findings(Path(config.run.dir or config.run.root))]
     found += data_findings(task, config, device, console)
-    print_table(finding_rows(found), "findings", console, words=True)
+    console.print("\n".join(["findings", *finding_lines(found)]), markup=False, highlight=False, soft_wrap=True)
     return int(any(finding.level == "error" for finding in found))
 
 
@@ -146,12 +147,14 @@ def estimate_rows(cost: Estimate, epochs: int) -> list[list[str]]:
     return rows
 
 
-def finding_rows(found: Sequence[Finding]) -> list[list[str]]:
-    """Findings as rows of text, a header first, errors first."""
-    order = {"error": 0, "warning": 1, "ok": 2}
-    ranked = sorted(found, key=lambda finding: order[finding.level])
-    rows = [[finding.level, finding.what, finding.mend or "-"] for finding in ranked]
-    return [["level", "found", "mend"], *rows]
+def finding_lines(found: Sequence[Finding]) -> list[str]:
+    """Findings as lines of text, errors first; what to do about one stands below it."""
+    ranked = sorted(found, key=lambda finding: LEVELS.index(finding.level))
+    lines = []
+    for finding in ranked:
+        text = [line for part in (finding.what, finding.mend) for line in part.splitlines()]
+        lines += [f"{finding.level:<8} {text[0]}", *(f"{'':<8} {line}" for line in text[1:])]
+    return lines
 
 
 def _device(config: Any) -> tuple[list[Finding], torch.device]:

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from apps.core.run.doctor import cost_findings, disk_findings, doctor, estimate_rows, extra_rows, finding_rows
+from apps.core.run.doctor import cost_findings, disk_findings, doctor, estimate_rows, extra_rows, finding_lines
 from apps.core.run.estimate import Estimate, estimate, limited, timed_batches
 from apps.core.task import VerbOptions
 from datamodules.findings import Finding
@@ -84,8 +84,11 @@ def test_an_absent_device_is_an_error_among_the_others(tmp_path, capsys):
 
 
 def test_errors_come_first_and_missing_extras_say_how_to_get_them(monkeypatch):
-    table = finding_rows([Finding("ok", "fine"), Finding("error", "bad", "mend it"), Finding("warning", "hm")])
-    assert [row[0] for row in table] == ["level", "error", "warning", "ok"] and table[1][2] == "mend it"
+    found = [Finding("ok", "fine"), Finding("error", "bad\nworse", "mend it"), Finding("warning", "hm")]
+    indent = " " * 9
+    assert finding_lines(found) == [
+        "error    bad", f"{indent}worse", f"{indent}mend it", "warning  hm", "ok       fine",
+    ]  # fmt: skip
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert all("pip install 'graftwork[" in row[1] for row in extra_rows()[1:])
 
