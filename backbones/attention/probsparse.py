@@ -110,6 +110,10 @@ def _check(q: Tensor, k: Tensor, v: Tensor, factor: int, causal: bool, index_sam
         if not fits or index_sample.dtype != torch.int64:
             found = f"{index_sample.dtype} {list(index_sample.shape)}"
             raise ShapeError(f"{name}: index_sample: expected int64 [{q.shape[1]}, U], got {found}")
+        if not torch.compiler.is_compiling():  # a row number out of range would read foreign memory
+            low, high = (int(bound) for bound in index_sample.aminmax())
+            if low < 0 or high >= k.shape[1]:
+                raise ShapeError(f"{name}: index_sample holds {low} to {high}, expected 0 to {k.shape[1] - 1}")
 
 
 def _measure(scores: Tensor, keys: int) -> Tensor:

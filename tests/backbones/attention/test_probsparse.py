@@ -134,6 +134,8 @@ def test_what_does_not_fit_is_refused():
         prob_sparse_attention(q, k, v[:, :5])
     with pytest.raises(ShapeError, match="index_sample"):
         prob_sparse_attention(q, k, v, index_sample=torch.zeros(5, 3, dtype=torch.int64))
+    with pytest.raises(ShapeError, match="holds 8 to 8, expected 0 to 7"):
+        prob_sparse_attention(q, k, v, index_sample=torch.full((6, 3), 8))
     with pytest.raises(ConfigError, match="factor=0"):
         prob_sparse_attention(q, k, v, factor=0)
     assert math.isfinite(prob_sparse_attention(q, k, v).sum().item())
