@@ -100,8 +100,9 @@ def _print_memories(rows: list[Memory]) -> None:
 
     if not rows:
         return
-    lengths = [f"{length} MiB" for length in rows[0].lengths]
-    table = Table("operator", *lengths, "exponent", title="Peak memory of a training step by tokens, one sequence")
+    lengths = [f"{length:,}" for length in rows[0].lengths]
+    title = "Peak memory (MiB) of a training step by tokens, one sequence: live tensors, counted per operator"
+    table = Table("operator", *lengths, "growth", title=title)
     for row in rows:
         table.add_row(row.name, *[f"{peak / 2**20:.1f}" for peak in row.bytes], f"{row.exponent:.2f}")
     Console().print(table)
