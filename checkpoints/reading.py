@@ -78,6 +78,9 @@ def _read_torch(file: Path) -> object:
         if "TorchScript" in text:
             what = "refused: the file is a TorchScript program, which holds code"
             raise WeightsError(what, where=str(file), mend=_MEND_CODE) from error
+        if "weights only load failed" in text.lower():
+            what = "refused: the file is a Python pickle of more than tensors, and loading it could run code"
+            raise WeightsError(what, where=str(file), mend=_MEND_CODE) from error
         first_line = text.strip().splitlines()[0] if text.strip() else type(error).__name__
         what = f"is no complete weights file ({first_line[:160]})"
         raise WeightsError(what, where=str(file), mend=_MEND_CORRUPT) from error

@@ -220,7 +220,7 @@ def test_weights_with_code_are_refused_and_not_run(tmp_path):
     path = tmp_path / "evil.ckpt"
     path.write_bytes(pickle.dumps({"state_dict": Payload()}))
     done = run("test", "--config", TINY, "--weights", path, "--run.dir", tmp_path / "run", code=2)
-    assert "evil.ckpt" in done.stderr
+    assert "evil.ckpt: refused" in done.stderr
     assert not (ROOT / "pwned").exists()
 
 

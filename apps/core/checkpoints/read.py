@@ -117,10 +117,10 @@ def resolve_weights(spec: str | Path, task: str = "") -> tuple[dict[str, Tensor]
 
 
 def _entry(path: Path) -> Mapping[str, Any]:
-    """Our entry of a PyTorch file; empty in a file of other origin."""
+    """Our entry of a PyTorch file; empty in a file of other origin, and in one that ``read_weights`` will refuse."""
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except RuntimeError:  # a file of the old format, which cannot be mapped; ours never are
+    except Exception:  # missing, damaged, unsafe, or of the old format, which cannot be mapped; ours never are
         return {}
     entry = content.get(ENTRY, {}) if isinstance(content, dict) else {}
     return entry if isinstance(entry, Mapping) else {}

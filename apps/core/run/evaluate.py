@@ -63,9 +63,9 @@ def evaluate(task: Task, config: AppConfig, options: VerbOptions, verb: Literal[
 
 def _load(module: GraftModule, task: Task, config: AppConfig, options: VerbOptions) -> None:
     """Load the weights that are named, or the best ones of the run folder."""
-    spec = options.weights or config.run.dir
-    if not spec and not module.trainable:
+    if not options.weights and not module.trainable:
         return
+    spec = options.weights or config.run.dir
     if not spec:
         raise UserError("no trained weights given", "--weights", "Give a checkpoint, a run folder of fit or zoo:NAME")
     state, meta = resolve_weights(spec, task.name)
