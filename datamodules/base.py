@@ -166,6 +166,10 @@ class TaskDataModule(pl.LightningDataModule):
         """Loader of the test split."""
         return self.loader("test")
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the trainer: ``collate`` travels to worker processes, and takes its datamodule with it."""
+        return {**self.__dict__, "trainer": None}
+
     def _skip(self, file: str) -> None:
         self.skipped[file] += 1
 
