@@ -81,7 +81,7 @@ def fit(task: Task, config: AppConfig, options: VerbOptions) -> int:
     except Interrupted as stopped:
         log.warning("%s; go on with: %s", stopped, how_to_go_on(task, start.folder))
         return stopped.exit_code
-    finish(start.folder, config, rows, f"{task.name} {start.folder.path.parent.name}")
+    finish(start.folder, config, rows, f"{task.name} {default_name(config)}")
     return 0
 
 
