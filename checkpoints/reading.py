@@ -78,12 +78,19 @@ def _read_torch(file: Path) -> object:
         if "TorchScript" in text:
             what = "refused: the file is a TorchScript program, which holds code"
             raise WeightsError(what, where=str(file), mend=_MEND_CODE) from error
-        if "weights only load failed" in text.lower():
+        if "weights only load failed" in text.lower() and _is_pickle(file):
             what = "refused: the file is a Python pickle of more than tensors, and loading it could run code"
             raise WeightsError(what, where=str(file), mend=_MEND_CODE) from error
         first_line = text.strip().splitlines()[0] if text.strip() else type(error).__name__
         what = f"is no complete weights file ({first_line[:160]})"
         raise WeightsError(what, where=str(file), mend=_MEND_CORRUPT) from error
+
+
+def _is_pickle(file: Path) -> bool:
+    """Whether the file begins like a Python pickle (protocol 2 and up) rather than like a page or a picture."""
+    with file.open("rb") as stream:
+        head = stream.read(2)
+    return len(head) == 2 and head[0] == 0x80 and 2 <= head[1] <= 5
 
 
 def _tensors_in(content: object, file: Path) -> dict[str, Tensor]:
