@@ -16,8 +16,8 @@ from apps.core.config import OptimConfig, ScheduleConfig
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Trainable parameters in two groups: those that are decayed, and those that are not.
 
-    Not decayed are parameters of one dimension or none (biases, norms, scales), all parameters of embedding tables, and
-    parameters marked with a true attribute ``_no_weight_decay`` (position tables, state matrices).
+    Not decayed are parameters of one dimension or none (biases, scales), those of norms and embedding tables, and those
+    marked with a true attribute ``_no_weight_decay`` (position tables, state matrices).
 
     Args:
         model: The model.
@@ -26,11 +26,12 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     Returns:
         Groups for a torch optimiser; empty ones are left out.
     """
-    tables = {id(p) for module in model.modules() if isinstance(module, nn.Embedding) for p in module.parameters()}
+    kept = [module for module in model.modules() if isinstance(module, nn.Embedding) or "Norm" in type(module).__name__]
+    undecayed = {id(parameter) for module in kept for parameter in module.parameters(recurse=False)}
     groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
     for parameter in model.parameters():
         if parameter.requires_grad:
-            marked = getattr(parameter, "_no_weight_decay", False) or id(parameter) in tables
+            marked = getattr(parameter, "_no_weight_decay", False) or id(parameter) in undecayed
             groups[parameter.ndim > 1 and not marked].append(parameter)
     decays = {True: weight_decay, False: 0.0}
     return [{"params": params, "weight_decay": decays[decayed]} for decayed, params in groups.items() if params]

@@ -1,0 +1,66 @@
+"""Groups and learning rates."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from torch import nn
+
+from apps.core.config import OptimConfig, ScheduleConfig
+from apps.core.run.optim import build_optimizer, learning_rate_factor, parameter_groups
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.norm, self.table = nn.Linear(3, 4), nn.LayerNorm([2, 4]), nn.Embedding(5, 4)
+        self.positions = nn.Parameter(nn.init.zeros_(nn.Linear(4, 6).weight))
+        self.positions._no_weight_decay = True
+        self.frozen = nn.Parameter(self.linear.weight.detach().clone(), requires_grad=False)
+
+
+def names(net: nn.Module, group: dict) -> set[str]:
+    ids = {id(parameter) for parameter in group["params"]}
+    return {name for name, parameter in net.named_parameters() if id(parameter) in ids}
+
+
+def test_only_matrices_are_decayed():
+    net = Net()
+    decayed, others = parameter_groups(net, 0.1)
+    assert names(net, decayed) == {"linear.weight"} and decayed["weight_decay"] == 0.1
+    assert names(net, others) == {"linear.bias", "norm.weight", "norm.bias", "table.weight", "positions"}
+    assert others["weight_decay"] == 0.0
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw", "radam", "sgd"])
+def test_every_optimiser_builds(name):
+    optimizer = build_optimizer(Net(), OptimConfig(name=name, lr=0.5))
+    assert type(optimizer).__name__.lower() == name
+    assert optimizer.param_groups[0]["lr"] == 0.5
+
+
+def rates(total: int, per_epoch: int, **config) -> list[float]:
+    factor = learning_rate_factor(ScheduleConfig(**config), total, per_epoch)
+    return [factor(step) for step in range(total)]
+
+
+def test_halving_keeps_the_first_two_epochs_at_the_peak():
+    assert rates(10, 2, name="halving") == [1, 1, 1, 1, 0.5, 0.5, 0.25, 0.25, 0.125, 0.125]
+
+
+def test_step_multiplies_after_its_milestones():
+    found = rates(8, 2, name="step", milestones=(1, 3), gamma=0.1)
+    assert found == pytest.approx([1, 1, 0.1, 0.1, 0.1, 0.1, 0.01, 0.01])
+
+
+def test_warm_up_is_linear_and_reaches_the_peak():
+    assert rates(6, 6, name="constant", warmup_steps=4) == [0.25, 0.5, 0.75, 1, 1, 1]
+
+
+def test_cosine_goes_from_the_peak_to_its_floor():
+    factor = learning_rate_factor(ScheduleConfig(warmup_steps=2, min_factor=0.1), 12, 4)
+    assert factor(2) == 1
+    assert factor(7) == pytest.approx(0.55)
+    assert factor(12) == pytest.approx(0.1) == factor(1000)
+    assert factor(4) == pytest.approx(0.1 + 0.9 * (1 + math.cos(math.pi / 5)) / 2)
