@@ -27,6 +27,9 @@ from graftwork.errors import ConfigError, ShapeError
 
 # B batch, H heads, Lq queries, Lk keys, d channels of a head, U drawn keys per query, u kept queries.
 
+BLOCK_ELEMENTS = 1 << 20
+"""Queries' elements per block of samples on a CPU."""
+
 
 def sample_size(length: int, factor: int) -> int:
     """Keys drawn from, or queries kept of, ``length``: factor * ceil(ln length), within 1 and ``length``."""
@@ -134,17 +137,14 @@ def _literal(q: Tensor, k: Tensor, v: Tensor, index_sample: Tensor, kept: int, c
 
 
 def _fast(q: Tensor, k: Tensor, v: Tensor, index_sample: Tensor, kept: int, causal: bool, scale: float) -> Tensor:
-    """The same result with row products for the measure and fused attention for the kept queries."""
+    """The same result with row products for the measure, a few samples at a time, at least in single precision."""
     if kept == q.shape[2]:  # short sequence: every query is kept
         return F.scaled_dot_product_attention(q, k, v, is_causal=causal, scale=scale)
-    with torch.no_grad():
-        top = _measure_rows(q, k, index_sample).topk(kept, dim=-1, sorted=False).indices  # B, H, u
-    rows = top.unsqueeze(-1).expand(-1, -1, -1, q.shape[-1])
-    mask = ~_future(top, k.shape[2]) if causal else None
-    attended = F.scaled_dot_product_attention(q.gather(2, rows), k, v, attn_mask=mask, scale=scale)
-    dtype = torch.promote_types(v.dtype, torch.float32)  # sums over the sequence want more than half precision
-    filled: Tensor = _FillRows.apply(v.to(dtype), attended.to(dtype), rows, q.shape[2], causal)
-    return filled.to(v.dtype)
+    dtype = torch.promote_types(v.dtype, torch.float32)
+    with torch.autocast(q.device.type, enabled=False):
+        inputs = q.to(dtype), k.to(dtype), v.to(dtype)
+        out: Tensor = _SparseAttention.apply(*inputs, index_sample, kept, causal, scale)
+    return out.to(v.dtype)
 
 
 def _future(top: Tensor, keys: int) -> Tensor:
@@ -178,31 +178,74 @@ def _measure_rows(q: Tensor, k: Tensor, index_sample: Tensor) -> Tensor:
     return torch.stack(measures).transpose(1, 2)
 
 
-class _FillRows(torch.autograd.Function):
-    """The default output with the kept queries' rows written over it, one new tensor per pass."""
+class _SparseAttention(torch.autograd.Function):
+    """The fast form; every tensor of the size of q is made once and visited block by block, while in the cache."""
 
     @staticmethod
-    def forward(ctx: Any, v: Tensor, attended: Tensor, rows: Tensor, queries: int, causal: bool) -> Tensor:
-        ctx.save_for_backward(rows)
-        ctx.keys, ctx.causal = v.shape[2], causal
-        out = _running_sum_(_fresh(v)) if causal else _fresh(_default_output(v, queries, causal))
-        return out.scatter_(2, rows, attended)
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, index_sample: Tensor, kept: int, causal: bool, scale: float
+    ) -> Tensor:
+        out = _running_sum_(_tokens_first(v).copy_(v)) if causal else _tokens_first(q)
+        weights = q.new_empty(*q.shape[:2], kept, k.shape[2])  # B, H, u, Lk
+        top = torch.empty(*q.shape[:2], kept, dtype=torch.int64, device=q.device)
+        for part in _blocks(q):
+            measure = _measure_rows(q[part], k[part], index_sample)
+            top[part] = measure.topk(kept, dim=-1, sorted=False).indices
+            rows = _rows(top[part], q)
+            scores = (q[part].gather(2, rows) * scale) @ k[part].mT
+            if causal:
+                scores.masked_fill_(_future(top[part], k.shape[2]), -math.inf)
+            weights[part] = torch.softmax(scores, dim=-1)
+            if not causal:
+                out[part] = v[part].mean(2, keepdim=True)
+            out[part].scatter_(2, rows, weights[part] @ v[part])
+        ctx.save_for_backward(q, k, v, top, weights)
+        ctx.causal, ctx.scale = causal, scale
+        return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        (rows,) = ctx.saved_tensors
-        rest = _fresh(grad).scatter_(2, rows, 0.0)
-        if ctx.causal:
-            grad_v = _running_sum_(rest, backwards=True)
+        with torch.autocast(grad.device.type, enabled=False):
+            return *_gradients(ctx.saved_tensors, grad, ctx.causal, ctx.scale), None, None, None, None
+
+
+def _gradients(saved: tuple[Tensor, ...], grad: Tensor, causal: bool, scale: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of q, k and v: attention's for the kept queries, those of a mean or running sum for the others."""
+    q, k, v, top, weights = saved
+    grad_q, grad_k, grad_v = _tokens_first(q).zero_(), _tokens_first(k), _tokens_first(v)
+    if causal:
+        _running_sum_(grad_v.copy_(grad).scatter_(2, _rows(top, q), 0.0), backwards=True)
+    for part in _blocks(q):
+        rows, w = _rows(top[part], q), weights[part]
+        grad_kept = grad[part].gather(2, rows)  # B, H, u, d
+        grad_w = grad_kept @ v[part].mT
+        grad_scores = (grad_w - (grad_w * w).sum(-1, keepdim=True)).mul_(w).mul_(scale)  # B, H, u, Lk
+        grad_q[part].scatter_(2, rows, grad_scores @ k[part])
+        grad_k[part] = grad_scores.mT @ q[part].gather(2, rows)
+        if causal:
+            grad_v[part] += w.mT @ grad_kept
         else:
-            grad_v = (rest.sum(2, keepdim=True) / ctx.keys).expand(-1, -1, ctx.keys, -1)
-        return grad_v, grad.gather(2, rows), None, None, None
+            others = grad[part].sum(2, keepdim=True) - grad_kept.sum(2, keepdim=True)
+            grad_v[part] = (w.mT @ grad_kept).add_(others / k.shape[2])
+    return grad_q, grad_k, grad_v
 
 
-def _fresh(x: Tensor) -> Tensor:
-    """A copy of [B, H, L, d] whose memory is laid out [B, L, H, d]."""
-    return x.transpose(1, 2).clone(memory_format=torch.contiguous_format).transpose(1, 2)
+def _blocks(q: Tensor) -> list[slice]:
+    """Samples to take at once: on a CPU as many as fit its cache, else all."""
+    batch = q.shape[0]
+    size = max(1, BLOCK_ELEMENTS // q[0].numel()) if q.device.type == "cpu" else batch
+    return [slice(start, start + size) for start in range(0, batch, size)]
+
+
+def _rows(top: Tensor, q: Tensor) -> Tensor:
+    """Index of the kept queries [B, H, u] for gather and scatter, [B, H, u, d]."""
+    return top.unsqueeze(-1).expand(-1, -1, -1, q.shape[-1])
+
+
+def _tokens_first(x: Tensor) -> Tensor:
+    """An empty tensor like [B, H, L, d] whose memory is laid out [B, L, H, d]."""
+    return torch.empty_like(x.transpose(1, 2), memory_format=torch.contiguous_format).transpose(1, 2)
 
 
 def _running_sum_(x: Tensor, backwards: bool = False) -> Tensor:
