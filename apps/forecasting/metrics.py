@@ -104,19 +104,19 @@ class ForecastMetrics(nn.Module):
         self.coverage.update(((target >= low) & (target <= high)).double().flatten())
 
     def compute(self) -> dict[str, float]:
-        """MSE and MAE of scaled values, MASE, sMAPE; for quantiles the pinball loss and the coverage of the band."""
+        """MSE and MAE of scaled values, MASE, sMAPE; for quantiles the pinball loss and the share of truths in the band.
+
+        The latter is named after what the band promises: ``coverage_80`` should be 0.8.
+        """
         result = self._headline(self.errors)
         if self.levels:
             result["pinball"] = float(self.pinball.compute().mean())
-            result["coverage"] = float(self.coverage.compute())
+            result[f"coverage_{100 * (self.levels[-1] - self.levels[0]):.0f}"] = float(self.coverage.compute())
         return result
 
     def baseline(self) -> dict[str, float]:
-        """The same of the seasonal-naive forecast; for coverage the share that the band promises."""
-        result = self._headline(self.naive)
-        if self.levels:
-            result["coverage"] = self.levels[-1] - self.levels[0]
-        return result
+        """The same of the seasonal-naive forecast, which has no band."""
+        return self._headline(self.naive)
 
     def _headline(self, errors: _Errors) -> dict[str, float]:
         absolute, squared, relative = errors.compute()

@@ -70,7 +70,7 @@ def test_fit_leaves_a_complete_run_folder(trained):
         assert (folder / name).is_file(), name
     assert {path.name for path in (folder / "checkpoints").iterdir()} == {"last.ckpt", "best.ckpt"}
     rows = {row["metric"]: row for row in json.loads((folder / "results.json").read_text())}
-    assert {"mse", "mae", "mase", "smape", "coverage"} <= set(rows)
+    assert {"mse", "mae", "mase", "smape", "pinball", "coverage_80"} <= set(rows)
     assert rows["mse"]["samples"] > 0
     assert rows["mse"]["baseline"] is not None
     page = (folder / "report.html").read_text(encoding="utf-8")
