@@ -102,10 +102,13 @@ def _selective_scan(size: Size) -> Callable[[str], Any]:
     leaves = _leaves(
         size, (*tokens, channels), (*tokens, channels), (channels, size.states), *[(*tokens, size.states)] * 2
     )
+    with torch.no_grad():
+        leaves[1].copy_(F.softplus(leaves[1] - 3))
+        leaves[2].copy_(-leaves[2].exp())
     x, step, rate, b, c = leaves
 
     def run(backend: str) -> Tensor:
-        return selective_scan(x, F.softplus(step - 3), -torch.exp(rate), b, c, backend=backend)[0]
+        return selective_scan(x, step, rate, b, c, backend=backend)[0]
 
     return _train(leaves, run)
 
