@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-import pytest
+import os
+import shutil
+import signal
 
-from tests.resume.runs import assert_same_run, cut, run
+import pytest
+import torch
+
+from tests.resume.runs import assert_same, assert_same_run, cut, run
+from tests.toy_task import ToyModule
 
 VARIANTS = {
     "plain": {},
@@ -79,14 +85,9 @@ def test_ctrl_c_writes_a_checkpoint_and_exits_130(unbroken, tmp_path):
 
 @pytest.mark.parametrize("variant", ["plain", "moving average"])
 def test_sigterm_inside_a_validation(variant, unbroken, tmp_path, monkeypatch):
-    from tests.toy_task import ToyModule
-
     score, folder = ToyModule.predict_batch, tmp_path / "run"
 
     def stop_in_second_validation(self, batch):
-        import os
-        import signal
-
         if self.trainer.current_epoch == 1 and 10 in batch["index"].tolist():
             os.kill(os.getpid(), signal.SIGTERM)
         return score(self, batch)
@@ -107,8 +108,6 @@ def test_a_finished_run_goes_on_when_it_may_take_more_epochs(tmp_path):
 
 
 def test_more_steps_after_max_steps_inside_an_epoch(tmp_path):
-    from tests.resume.runs import assert_same
-    import torch
 
     constant = {"schedule.name": "constant"}
     assert run(tmp_path / "long", **constant) == 0
@@ -119,8 +118,18 @@ def test_more_steps_after_max_steps_inside_an_epoch(tmp_path):
 
 
 def test_resuming_a_finished_run_changes_nothing(unbroken, tmp_path):
-    import shutil
-
     shutil.copytree(unbroken("plain"), tmp_path / "run")
     assert run(tmp_path / "run", resume=True) == 0
     assert_same_run(unbroken("plain"), tmp_path / "run")
+
+
+def test_sigterm_at_the_last_of_max_steps_still_validates(tmp_path):
+    changes = {"trainer.max_steps": 17, "checkpoint.every_n_steps": 0}
+    assert run(tmp_path / "unbroken", **changes) == 0
+    assert run(tmp_path / "run", kill="SIGTERM:1:3", **changes) == 143
+    assert run(tmp_path / "run", resume=True, **changes) == 0
+    assert (tmp_path / "unbroken/results.json").read_text() == (tmp_path / "run/results.json").read_text()
+    assert (tmp_path / "unbroken/metrics.csv").read_text().count("\n") == 14
+    for name in ("best.ckpt", "last.ckpt"):
+        states = [torch.load(tmp_path / run / "checkpoints" / name, weights_only=True) for run in ("unbroken", "run")]
+        assert_same(states[0]["state_dict"], states[1]["state_dict"], name)

@@ -68,7 +68,8 @@ class CheckpointWriter(Checkpoint):
             return
         signum = self.interruption.agreed(trainer)
         place = Place(trainer.current_epoch, done, validate=done == total and _validation_due(trainer))
-        if signum is not None and (done < total or place.validate):
+        # where the run ends here anyway, its last validation is still wanted
+        if signum is not None and not trainer.should_stop and (done < total or place.validate):
             self._write_last(trainer, place)
             raise Interrupted(signum)
         if done < total and self._is_time(trainer):
@@ -92,15 +93,14 @@ class CheckpointWriter(Checkpoint):
         dataloader_idx: int = 0,
     ) -> None:
         """Stop inside a validation where that was asked for; several processes wait for the epoch's end instead."""
-        if trainer.state.fn == "fit" and trainer.world_size == 1 and self.interruption.requested is not None:
+        alone = trainer.state.fn == "fit" and trainer.world_size == 1 and not trainer.should_stop
+        if alone and self.interruption.requested is not None:
             raise Interrupted(self.interruption.requested)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Write the place before a validation that was stopped."""
         if isinstance(exception, Interrupted) and self._in_validation:
-            done = trainer.fit_loop.epoch_loop.batch_progress.current.ready
-            # a validation inside an epoch (max_steps) is not gone back to
-            self._write_last(trainer, Place(trainer.current_epoch, done, validate=done == trainer.num_training_batches))
+            self._write_last(trainer, Place(trainer.current_epoch, int(trainer.num_training_batches), validate=True))
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write ``best`` where it improved, then ``last``; the best first, so that ``last`` never promises too much."""
