@@ -17,7 +17,7 @@ from apps.core.config import AppConfig
 from apps.core.protocols import Picture
 from apps.core.run.assembly import default_name, prepared_data, prepared_module, progress
 from apps.core.run.folder import RunFolder
-from apps.core.run.loggers import build_loggers
+from apps.core.run.loggers import build_loggers, closing
 from apps.core.run.module import EvalSplit, GraftModule
 from apps.core.run.provenance import provenance
 from apps.core.run.scoring import Outcome
@@ -55,7 +55,7 @@ def evaluate(task: Task, config: AppConfig, options: VerbOptions, verb: Literal[
         folder.write_provenance(provenance(task.name, default_name(config), options.argv, config.seed, verb))
     loggers = build_loggers(config.log, folder, task.name, folder.path.name)
     trainer = build_trainer(config, folder.path, callbacks=progress(), loggers=loggers)
-    with memory_explained(config):
+    with memory_explained(config), closing(loggers):
         rows = score_split(trainer, module, data, folder, SPLITS[verb])
     finish(folder, config, rows, f"{task.name} {verb}")
     return 0

@@ -25,7 +25,7 @@ from apps.core.config import AppConfig
 from apps.core.run.assembly import default_name, prepared_data, prepared_module, progress
 from apps.core.run.evaluate import finish, note_attention, score_split
 from apps.core.run.folder import RunFolder
-from apps.core.run.loggers import MetricsFile, build_loggers
+from apps.core.run.loggers import MetricsFile, build_loggers, closing
 from apps.core.run.module import GraftModule, misfits
 from apps.core.run.processes import is_first_process
 from apps.core.run.provenance import provenance
@@ -62,6 +62,7 @@ def fit(task: Task, config: AppConfig, options: VerbOptions) -> int:
     Raises:
         UserError: Something that the user can mend; the checkpoints of before are intact.
     """
+    refuse_overwriting(config, options)
     data = prepared_data(config)
     module = prepared_module(task, config, options, data)
     start = find_start(task, config, options)
@@ -75,7 +76,7 @@ def fit(task: Task, config: AppConfig, options: VerbOptions) -> int:
         validate=data.has("val"),
     )
     try:
-        with memory_explained(config):
+        with memory_explained(config), closing(trainer.loggers):
             train(trainer, module, data, start)
             rows = _test(trainer, module, data, start.folder)
     except Interrupted as stopped:
@@ -88,18 +89,26 @@ def fit(task: Task, config: AppConfig, options: VerbOptions) -> int:
 # -- where to begin -----------------------------------------------------------------------------------------------
 
 
+def refuse_overwriting(config: AppConfig, options: VerbOptions) -> None:
+    """Stop before a run writes over another one.
+
+    Raises:
+        UserError: The folder already holds a run and ``--resume`` is not given.
+    """
+    folder = config.run.dir
+    if folder and not options.resume and is_first_process() and RunFolder(folder).holds_run():
+        mend = "Go on with it by --resume last, or choose another folder by --run.dir"
+        raise UserError("already holds a run", folder, mend)
+
+
 def find_start(task: Task, config: AppConfig, options: VerbOptions) -> Start:
     """The folder of the run, and the checkpoint to go on from.
 
     Raises:
-        UserError: There is nothing to go on from, or the folder already holds a run and ``--resume`` is not given.
+        UserError: There is nothing to go on from, or the folder cannot be made.
     """
     name, run = default_name(config), config.run
     if not options.resume:
-        if run.dir and is_first_process() and RunFolder(run.dir).holds_run():
-            raise UserError(
-                "already holds a run", run.dir, "Go on with it by --resume last, or choose another folder by --run.dir"
-            )
         return Start(RunFolder.create(task.name, run, name))
     if options.weights:
         raise ConfigError(

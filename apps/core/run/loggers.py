@@ -7,7 +7,8 @@ import io
 import logging
 import netrc
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +138,19 @@ def build_loggers(config: LogConfig, folder: RunFolder, task: str, name: str) ->
         wandb_logger = _wandb(config, folder, task, name, mode)
         loggers += [wandb_logger] if wandb_logger is not None else []
     return loggers
+
+
+@contextmanager
+def closing(loggers: Sequence[Any]) -> Iterator[None]:
+    """Tell W&B how a run ended, so that another one can begin in this process."""
+    code = 1
+    try:
+        yield
+        code = 0
+    finally:
+        for logger in loggers:
+            if hasattr(logger, "log_image"):
+                logger.experiment.finish(exit_code=code)
 
 
 def wandb_mode(config: LogConfig) -> str:
