@@ -1,6 +1,7 @@
 """A tiny task for tests of the core: linear regression with dropout on generated data.
 
-``python -m tests.toy_task fit --run.dir ...`` is a whole command line; ``data.step_s`` makes steps slow enough to be killed.
+``python -m tests.toy_task fit --run.dir ...`` is a whole command line; ``data.step_s`` makes steps slow enough for a
+kill to find them.
 """
 
 from __future__ import annotations
@@ -236,6 +237,6 @@ TASK = Task(
 
 if __name__ == "__main__":
     from apps.core.cli.main import run
-    from tests.toy_task import TASK as task  # noqa: N811  (the module under its own name, as workers import it)
+    from tests.toy_task import TASK as task
 
     run(task)

@@ -16,7 +16,12 @@ from graftwork.errors import ConfigError, WeightsError
 
 @pytest.fixture
 def run_checkpoint(tmp_path):
-    story = {"task": "toy", "config": {"seed": 4, "run": {"name": "x"}}, "info": {"inputs": 3}, "metrics": {"val/mse": 1.5}}
+    story = {
+        "task": "toy",
+        "config": {"seed": 4, "run": {"name": "x"}},
+        "info": {"inputs": 3},
+        "metrics": {"val/mse": 1.5},
+    }
     path = tmp_path / "best.ckpt"
     AtomicCheckpointIO().save_checkpoint({"state_dict": {"model.weight": torch.ones(2, 3)}, "graftwork": story}, path)
     return path

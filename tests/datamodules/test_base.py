@@ -1,4 +1,4 @@
-"""Loaders: the same batches whatever the workers; errors as the user should read them; corrupt files skipped if asked."""
+"""Loaders: the same batches whatever the workers, errors in their own words, corrupt files skipped if asked."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_a_split_of_corrupt_samples_alone_is_an_error():
 
 
 def test_a_missing_split_is_named():
-    with pytest.raises(DataError, match="no predict split.*train, val, test"):
+    with pytest.raises(DataError, match=r"no predict split.*train, val, test"):
         data().split("predict")
 
 
@@ -75,5 +75,5 @@ def test_a_killed_worker_is_explained(monkeypatch):
         raise RuntimeError("DataLoader worker (pid(s) 12) exited unexpectedly")
 
     monkeypatch.setattr("torch.utils.data.dataloader._BaseDataLoaderIter.__next__", killed)
-    with pytest.raises(DataError, match="data.num_workers=1: .*killed.*fewer workers"):
+    with pytest.raises(DataError, match=r"data.num_workers=1: .*killed.*fewer workers"):
         batches(module)

@@ -80,7 +80,7 @@ def test_the_epoch_is_fixed_when_iteration_begins():
 def test_drop_last_is_asked_for_and_never_leaves_nothing():
     assert len(TrainBatches(10, 4)) == 3
     assert len(TrainBatches(10, 4, drop_last=True)) == 2
-    with pytest.raises(ConfigError, match="batch_size=16 .* 10 .*--data.batch_size 10"):
+    with pytest.raises(ConfigError, match=r"batch_size=16 .* 10 .*--data.batch_size 10"):
         TrainBatches(10, 16, drop_last=True)
 
 

@@ -75,7 +75,7 @@ def test_what_a_killed_writer_left_is_cleaned_and_nothing_else(tmp_path):
 
 def test_a_file_in_place_of_a_folder(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot be written.*--run.dir"):
+    with pytest.raises(UserError, match=r"cannot be written.*--run.dir"):
         replace_file(tmp_path / "file" / "notes.json", "{}")
 
 

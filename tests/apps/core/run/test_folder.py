@@ -77,7 +77,7 @@ def test_other_processes_write_nothing(tmp_path, monkeypatch):
 def test_processes_of_another_launcher_need_a_common_name(tmp_path, monkeypatch):
     for name, value in {"RANK": "1", "WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "none"}.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(UserError, match="--run.dir"):
+    with pytest.raises(UserError, match=r"--run.dir"):
         RunFolder.create("toy", RunConfig(root=str(tmp_path)), "name")
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "7")
     paths = set()

@@ -48,7 +48,7 @@ def test_a_full_disk_is_the_users_to_mend(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(Path, "open", full)
-    with pytest.raises(UserError, match="No space left.*--resume last"):
+    with pytest.raises(UserError, match=r"No space left.*--resume last"):
         log.log_metrics({"a": 2.0}, 1)
 
 
