@@ -104,7 +104,7 @@ class ForecastMetrics(nn.Module):
         self.coverage.update(((target >= low) & (target <= high)).double().flatten())
 
     def compute(self) -> dict[str, float]:
-        """MSE and MAE of scaled values, MASE, sMAPE; for quantiles the pinball loss and the share of truths in the band.
+        """MSE and MAE of scaled values, MASE, sMAPE; for quantiles pinball loss and the share of truths in the band.
 
         The latter is named after what the band promises: ``coverage_80`` should be 0.8.
         """

@@ -96,7 +96,15 @@ def test_test_repeats_the_numbers_of_fit(trained, tmp_path):
 
 def test_predict_continues_the_timestamps_in_units(trained, tmp_path):
     target = tmp_path / "ahead.csv"
-    run("predict", "--weights", trained / "run/checkpoints/best.ckpt", "--input", trained / "own.csv", "--output", target)
+    run(
+        "predict",
+        "--weights",
+        trained / "run/checkpoints/best.ckpt",
+        "--input",
+        trained / "own.csv",
+        "--output",
+        target,
+    )
     frame = pd.read_csv(target, parse_dates=["date"])
     assert len(frame) == 12
     assert frame["date"].iloc[0] == pd.Timestamp("2024-01-01") + pd.Timedelta(hours=400)
@@ -116,7 +124,15 @@ def test_python_load_agrees_with_the_command(trained, tmp_path):
     by_array = predictor(frame[["load", "heat"]].to_numpy(), start="2024-01-01")
     np.testing.assert_allclose(by_frame.values, by_array.values, rtol=1e-6)
     target = tmp_path / "ahead.csv"
-    run("predict", "--weights", trained / "run/checkpoints/best.ckpt", "--input", trained / "own.csv", "--output", target)
+    run(
+        "predict",
+        "--weights",
+        trained / "run/checkpoints/best.ckpt",
+        "--input",
+        trained / "own.csv",
+        "--output",
+        target,
+    )
     np.testing.assert_allclose(pd.read_csv(target)[["load", "heat"]].to_numpy(), by_frame.values, rtol=1e-5)
 
 

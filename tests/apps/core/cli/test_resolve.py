@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import pytest
 import yaml
+
 from apps.core.cli.resolve import config_from_plain, resolve, to_yaml
 from apps.core.cli.schema import to_plain
 from graftwork.components import Registry, component
@@ -187,7 +188,8 @@ def test_all_problems_are_listed_at_once():
 
 def test_custom_component_from_outside(tmp_path, monkeypatch):
     (tmp_path / "my_pkg.py").write_text(
-        "from dataclasses import dataclass\n@dataclass\nclass Mine:\n    depth: int = 2\n    def build(self): return 'mine'\n"
+        "from dataclasses import dataclass\n@dataclass\nclass Mine:\n"
+        "    depth: int = 2\n    def build(self): return 'mine'\n"
     )
     monkeypatch.chdir(tmp_path)
     config = resolve(App, [], {"model.name": "custom:my_pkg.Mine", "model.depth": "5"})
