@@ -6,13 +6,14 @@ import math
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from apps.forecasting.losses import pinball_loss, point_loss
 from apps.forecasting.metrics import ForecastMetrics, seasonal_naive
 from apps.forecasting.models.forecast import Forecast
 from datamodules.forecasting.info import ForecastingInfo
 from graftwork.errors import ShapeError
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 
 def info(horizon: int, outputs: int, season: int = 1, **changes: object) -> ForecastingInfo:
