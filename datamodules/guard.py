@@ -140,11 +140,18 @@ class GuardedLoader(DataLoader[Any]):
             if fetched is None:
                 return
             if fetched.error is not None:
+                self._stop(iterator)
                 raise fetched.error
             if self.on_skip is not None:
                 for file in fetched.skipped:
                     self.on_skip(file)
             yield fetched.content
+
+    def _stop(self, iterator: Any) -> None:
+        """End the workers now: garbage collection may close their queues first, and then waits 5 s for each."""
+        if hasattr(iterator, "_shutdown_workers"):
+            iterator._shutdown_workers()
+        self._iterator = None
 
 
 def _worker_killed(error: RuntimeError, workers: int) -> DataError:
