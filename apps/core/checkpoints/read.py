@@ -151,12 +151,12 @@ def stored_meta(spec: str | Path, task: str = "") -> WeightsMeta:
         from checkpoints.safe import read_story
 
         return _meta(path, read_story(path), task)
-    try:
-        return _meta(path, _entry(path), task)
-    except WeightsError:
-        raise
-    except Exception:  # damaged or unsafe: say so in the words of the reader
-        return resolve_weights(spec, task)[1]
+    entry = _entry(path)
+    if not entry:
+        from checkpoints.reading import read_weights
+
+        read_weights(path)  # says what is wrong with a file that is missing, damaged or unsafe
+    return _meta(path, entry, task)
 
 
 def stored_config(spec: str | Path, task: str = "") -> dict[str, Any] | None:
