@@ -21,7 +21,7 @@ $(UV):
 # the lock only constrains: what is installed is what the extras ask for, in the locked versions
 $(STAMP): $(UV) pyproject.toml requirements.lock
 	test -x $(RUN) || $(UV) venv --quiet --python $(PYTHON) $(VENV)
-	$(UV) pip install --quiet --python $(RUN) --constraint requirements.lock --editable '.[$(EXTRAS)]'
+	$(UV) pip install --quiet --compile-bytecode --python $(RUN) --constraint requirements.lock --editable '.[$(EXTRAS)]'
 	touch $@
 
 demo: setup
