@@ -42,14 +42,14 @@ class Pace:
 
 
 def metrics_text(metrics: Mapping[str, Any], validated: bool) -> str:
-    """Training loss and, after a validation, its metrics with the baseline's beside them.
+    """Loss of the latest training batch and, after a validation, its metrics with the baseline's beside them.
 
     Args:
         metrics: Logged name to value: ``train/loss``, ``val/mse``, ``val/baseline_mse``.
         validated: Whether the validation values are of now.
     """
     values = {name: float(value) for name, value in metrics.items()}
-    parts = [f"train/loss {number(values['train/loss'])}"] if "train/loss" in values else []
+    parts = [f"batch loss {number(values['train/loss'])}"] if "train/loss" in values else []
     names = [name for name in values if name.startswith("val/") and "/baseline_" not in name] if validated else []
     for name in names:
         baseline = values.get(name.replace("val/", "val/baseline_", 1))

@@ -61,9 +61,9 @@ def test_pace_foretells_steps_and_validations():
 def test_metrics_stand_beside_their_baseline():
     metrics = {"train/loss": 0.5, "val/mse": torch.tensor(0.25), "val/baseline_mse": 0.5, "val/mae": 0.1, "lr": 1.0}
     assert metrics_text(metrics, validated=True) == (
-        "train/loss 0.5000  val/mse 0.2500 (baseline 0.5000)  val/mae 0.1000"
+        "batch loss 0.5000  val/mse 0.2500 (baseline 0.5000)  val/mae 0.1000"
     )
-    assert metrics_text(metrics, validated=False) == "train/loss 0.5000"
+    assert metrics_text(metrics, validated=False) == "batch loss 0.5000"
     assert metrics_text({}, validated=True) == ""
 
 
@@ -98,7 +98,7 @@ def test_long_epochs_give_a_sign_of_life_but_no_flood():
         progress.on_train_batch_end(trainer)
     lines = out.getvalue().splitlines()
     assert len(lines) == 200 // HEARTBEAT_S
-    assert lines[0] == "epoch 1/2  step 60  train/loss 1.000  elapsed 1 min 00 s  left 15 min 40 s"
+    assert lines[0] == "epoch 1/2  step 60  batch loss 1.000  elapsed 1 min 00 s  left 15 min 40 s"
 
 
 def test_a_terminal_gets_a_bar_and_keeps_the_epoch_lines(tmp_path):
