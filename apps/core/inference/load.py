@@ -7,7 +7,9 @@ from typing import Any, NamedTuple
 
 import torch
 
+from apps.core.checkpoints.agreement import refuse_other_data
 from apps.core.checkpoints.read import WeightsMeta, resolve_weights, stored_config
+from apps.core.cli.schema import to_plain
 from apps.core.task import Task, VerbOptions
 from graftwork.errors import ConfigError, UserError, WeightsError
 
@@ -41,6 +43,7 @@ def load_module(task: Task, config: Any, options: VerbOptions, *, need_weights: 
 
     Raises:
         UserError: Weights are needed and none are given.
+        ConfigError: The configuration asks for other sizes of the data than the weights were trained with.
         WeightsError: They cannot be read or do not fit the model.
         DataError: The data is needed and cannot be read.
     """
@@ -51,6 +54,7 @@ def load_module(task: Task, config: Any, options: VerbOptions, *, need_weights: 
             )
         return _fresh(task, config)
     state, meta = resolve_weights(options.weights, task.name)
+    refuse_other_data(meta.config, meta.info, to_plain(config).get("data") or {}, str(meta.path))
     loaded = Loaded(_module(task, config, meta.info), meta.info) if meta.info is not None else _fresh(task, config)
     loaded.module.load_weights(state, meta)
     return loaded._replace(meta=meta)

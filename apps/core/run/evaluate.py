@@ -12,13 +12,14 @@ import pytorch_lightning as pl
 import torch.distributed
 
 from apps.core.callbacks.memory import memory_explained
+from apps.core.checkpoints.agreement import other_dataset
 from apps.core.checkpoints.read import resolve_weights
 from apps.core.config import AppConfig
 from apps.core.protocols import Picture
 from apps.core.run.assembly import default_name, prepared_data, prepared_module, progress
 from apps.core.run.folder import RunFolder
 from apps.core.run.loggers import build_loggers, closing
-from apps.core.run.module import EvalSplit, GraftModule
+from apps.core.run.module import EvalSplit, GraftModule, plain_info
 from apps.core.run.provenance import provenance
 from apps.core.run.scoring import Outcome
 from apps.core.run.trainer import build_trainer
@@ -71,6 +72,8 @@ def _load(module: GraftModule, task: Task, config: AppConfig, options: VerbOptio
     state, meta = resolve_weights(spec, task.name)
     module.load_weights(state, meta)
     log.info("weights: %s", meta.path)
+    if differs := other_dataset(meta.info, plain_info(module.info)):
+        log.warning("%s was trained on other data (%s): the scores say little about the training", meta.path, differs)
 
 
 def score_split(

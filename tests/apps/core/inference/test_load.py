@@ -107,3 +107,14 @@ def test_devices():
     if not torch.cuda.is_available():
         with pytest.raises(ConfigError, match="no device 'cuda' here"):
             choose_device("cuda")
+
+
+def test_options_that_the_weights_would_overrule_are_refused(tmp_path):
+    module = save_checkpoint(tmp_path / "best.ckpt")
+    checkpoint = torch.load(tmp_path / "best.ckpt", weights_only=True)
+    checkpoint["graftwork"]["info"]["samples"] = 50  # a fact that is an option of the data, too
+    torch.save(checkpoint, tmp_path / "best.ckpt")
+    options = VerbOptions(weights=str(tmp_path / "best.ckpt"))
+    assert load_module(TASK, module.config, options).info["samples"] == 50
+    with pytest.raises(ConfigError, match=r"data\.samples=50, not 10\. Drop --data\.samples 10, or train with it"):
+        load_module(TASK, ToyConfig(data=LinesConfig(samples=10)), options)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from apps.core.run.evaluate import evaluate
+from apps.core.run.evaluate import _load, evaluate
 from apps.core.run.fit import fit
 from apps.core.run.folder import RunFolder
 from apps.core.task import VerbOptions
@@ -245,3 +245,14 @@ def test_compiled_models_leave_the_same_names(tmp_path, monkeypatch):
     assert run(tmp_path / "run", **{"trainer.compile": True, "trainer.max_epochs": 1}) == 0
     state = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
     assert called and all(key.startswith("model.") and "_orig_mod" not in key for key in state)
+
+
+def test_scores_on_other_data_come_with_a_warning(fitted, tmp_path, caplog):
+    path = tmp_path / "other.ckpt"
+    checkpoint = torch.load(fitted / "checkpoints" / "best.ckpt", weights_only=True)
+    checkpoint["graftwork"]["info"] = {"inputs": 3, "names": ["a", "b"]}
+    torch.save(checkpoint, path)
+    config = toy(tmp_path / "test")
+    module = ToyModule(config, {"inputs": 3, "names": ["c", "d"]})
+    _load(module, TASK, config, VerbOptions(weights=str(path)))
+    assert f"{path} was trained on other data (names a, b, now c, d)" in caplog.text
