@@ -34,6 +34,7 @@ class WeightsMeta:
         info: Facts about its data, as the app's module takes them.
         metrics: Last validation metrics.
         step: Optimiser steps taken.
+        epochs: Whole epochs done.
     """
 
     path: Path
@@ -43,6 +44,7 @@ class WeightsMeta:
     info: Mapping[str, Any] | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
     step: int = 0
+    epochs: int = 0
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -139,6 +141,7 @@ def _meta(path: Path, story: Mapping[str, Any], task: str) -> WeightsMeta:
         info=story.get("info"),
         metrics=story.get("metrics") or {},
         step=int(story.get("step", 0)),
+        epochs=int((story.get("place") or {}).get("epoch", 0)),
     )
 
 

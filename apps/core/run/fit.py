@@ -19,8 +19,9 @@ from apps.core.callbacks.stopping import Patience, StepLimit
 from apps.core.callbacks.timing import Timing
 from apps.core.callbacks.training_log import TrainingLog
 from apps.core.callbacks.writing import CheckpointWriter
+from apps.core.checkpoints.agreement import CHOSEN
 from apps.core.checkpoints.io import AtomicCheckpointIO
-from apps.core.checkpoints.read import ENTRY, read_checkpoint, resolve_weights, stored_meta
+from apps.core.checkpoints.read import ENTRY, WeightsMeta, read_checkpoint, resolve_weights, stored_meta
 from apps.core.config import AppConfig
 from apps.core.run.assembly import default_name, prepared_data, prepared_module, progress
 from apps.core.run.evaluate import finish, note_attention, score_split
@@ -34,6 +35,9 @@ from apps.core.task import Task, VerbOptions
 from graftwork.errors import ConfigError, UserError, WeightsError
 
 log = logging.getLogger(__name__)
+
+# sections that a resumed run may change without a word
+_FREE = ("run.", "log.", "checkpoint.", "trainer.", "published")
 
 
 class Start(NamedTuple):
@@ -155,19 +159,37 @@ def begin(start: Start, task: Task, config: AppConfig, options: VerbOptions, mod
 
 
 def _check_same(checkpoint: Path, task: Task, module: GraftModule) -> None:
-    """Refuse to go on with another model; say what else differs from the run so far."""
-    meta = stored_meta(checkpoint, task.name)
-    changed = list(differences(meta.config, module.story["config"]))
-    model = [text for key, text in changed if key.startswith("model.")]
-    if model:
-        raise ConfigError(
-            f"the run so far had {', '.join(model)}", str(checkpoint), "Resume with the same model, or start a new run"
-        )
-    others = [
-        text for key, text in changed if not key.startswith(("run.", "log.", "checkpoint.", "trainer.", "published"))
-    ]
+    """Refuse to go on with another model, other sizes of the data or fewer epochs; say what else differs."""
+    meta = _story(checkpoint, task)
+    changed = dict(differences(meta.config, module.story["config"]))
+    sizes = {f"data.{key}" for key in (*(meta.info or {}), *CHOSEN)}
+    fixed = {"model": [text for key, text in changed.items() if key.startswith("model.")]}
+    fixed["data"] = [text for key, text in changed.items() if key in sizes]
+    for section, texts in fixed.items():
+        if texts:
+            mend = f"Resume with the same {section}, or start a new run"
+            raise ConfigError(f"the run so far had {', '.join(texts)}", str(checkpoint), mend)
+    others = [text for key, text in changed.items() if not key.startswith(_FREE)]
     if others:
         log.warning("the run so far had %s", ", ".join(others))
+    epochs = module.config.trainer.max_epochs
+    if 0 < epochs < meta.epochs:
+        mend = f"Raise --trainer.max_epochs above {meta.epochs} to go on, or score it with the verb test"
+        raise UserError(
+            f"already has {meta.epochs} epochs, more than trainer.max_epochs={epochs}", str(checkpoint), mend
+        )
+
+
+def _story(checkpoint: Path, task: Task) -> WeightsMeta:
+    """What a checkpoint says of itself; where it is damaged, the best one of its run is offered instead."""
+    try:
+        return stored_meta(checkpoint, task.name)
+    except WeightsError as error:
+        best = checkpoint.with_name("best.ckpt")
+        if not best.is_file() or best.samefile(checkpoint):
+            raise
+        mend = f"Go on from the best epoch: --resume {best}"
+        raise WeightsError(error.what, error.where, mend) from error
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

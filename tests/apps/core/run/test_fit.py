@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from apps.core.cli.schema import to_plain
 from apps.core.run.evaluate import _load, evaluate
-from apps.core.run.fit import fit
+from apps.core.run.fit import _check_same, fit
 from apps.core.run.folder import RunFolder
 from apps.core.task import VerbOptions
 from graftwork.errors import ConfigError, DataError, UserError, WeightsError
@@ -126,6 +127,34 @@ def test_resume_last_finds_the_newest_run_of_the_name(tmp_path):
 def test_resuming_with_another_model_is_refused(fitted):
     with pytest.raises(ConfigError, match=r"the run so far had model\.width=8, now 16.*same model"):
         run(fitted, resume=True, **{"model.width": 16})
+
+
+def test_resuming_with_other_sizes_of_the_data_is_refused(fitted, tmp_path):
+    path = tmp_path / "last.ckpt"
+    checkpoint = torch.load(fitted / "checkpoints" / "last.ckpt", weights_only=True)
+    checkpoint["graftwork"]["info"]["samples"] = 50  # a fact that is an option of the data, too
+    torch.save(checkpoint, path)
+    module = ToyModule(toy(tmp_path), {"inputs": 3})
+    module.story = {"config": to_plain(toy(tmp_path, **{"data.samples": 40, "data.eval_samples": 3}))}
+    with pytest.raises(ConfigError, match=r"had data\.samples=50, now 40\. Resume with the same data"):
+        _check_same(path, TASK, module)
+
+
+def test_resuming_with_fewer_epochs_than_done_is_refused(fitted):
+    before = (fitted / "config.yaml").read_bytes()
+    with pytest.raises(UserError, match=r"already has 3 epochs.*max_epochs=2\. Raise --trainer\.max_epochs"):
+        run(fitted, resume=True, **{"trainer.max_epochs": 2})
+    assert (fitted / "config.yaml").read_bytes() == before
+
+
+def test_a_damaged_checkpoint_names_the_best_to_go_on_from(fitted, tmp_path):
+    folder = tmp_path / "checkpoints"
+    folder.mkdir()
+    for name, share in (("best.ckpt", 1), ("last.ckpt", 2)):
+        whole = (fitted / "checkpoints" / name).read_bytes()
+        (folder / name).write_bytes(whole[: len(whole) // share])
+    with pytest.raises(WeightsError, match=r"last\.ckpt: .* --resume .*best\.ckpt$"):
+        run(tmp_path, resume=True)
 
 
 def test_a_lower_learning_rate_wins_over_the_checkpoint(fitted, tmp_path):
