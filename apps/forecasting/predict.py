@@ -82,8 +82,9 @@ class SeriesPredictor:
         """Forecast the steps after ``data``.
 
         Args:
-            data: A data frame with a date column or a DatetimeIndex, or an array [T, variates] in units with the
-                columns of training in their order. The last ``look_back`` rows are used.
+            data: A data frame with a date column or a DatetimeIndex, or an array [T, variates] in units; [T] will do
+                for one variate. An array has the columns in the order of the training file (of ``data.columns`` where
+                that is set): ``info.array_columns``. The last ``look_back`` rows are used.
             start: Timestamp of an array's first row; without it the calendar features are those of 2000-01-01 on.
             frequency: Step of an array's rows; the training data's if omitted.
 
@@ -95,8 +96,7 @@ class SeriesPredictor:
         if isinstance(data, pd.DataFrame):
             series = series_from_frame(data, self._reading(), "data frame")
         else:
-            names = self.info.names if np.ndim(data) == 2 and np.shape(data)[1] == self.info.variates else None
-            series = series_from_array(data, frequency or self.info.frequency, start, names)
+            series = series_from_array(data, frequency or self.info.frequency, start, self.info.array_columns, "data")
         return self.forecast(series)
 
     def predict_file(self, source: str | Path, output: str | Path | None = None) -> list[Path]:
@@ -146,8 +146,6 @@ class SeriesPredictor:
 
     def _columns(self, series: Series, where: str) -> Series:
         missing = [name for name in self.info.names if name not in series.names]
-        if missing and len(series.names) == self.info.variates and where == "array":
-            return series
         if missing:
             close = nearest(missing[0], series.names)
             hint = f"Did you mean {close[0]}?" if close else f"Found {', '.join(series.names)}"

@@ -78,6 +78,7 @@ class ForecastingData(TaskDataModule):
             season=source.season,
             naive_error=naive_error(train[:, -source.outputs :], source.season),
             dataset=getattr(self.config, "variant", source.where),
+            columns=source.series.columns,
         )
 
     @property

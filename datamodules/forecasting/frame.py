@@ -67,6 +67,9 @@ def series_from_array(
     array = array[:, None] if array.ndim == 1 else array
     if array.ndim != 2 or 0 in array.shape:
         raise ShapeError(f"values: expected [T, N] or [T] with rows and columns, got {np.shape(values)}", where)
+    if names is not None and len(names) != array.shape[1]:
+        expected = f"[T, {len(names)}] with columns {', '.join(names)}"
+        raise ShapeError(f"array {list(np.shape(values))}; expected {expected}", where)
     if start is None:
         logger.info("%s: no start given, its calendar features are those of 2000-01-01 on", where)
     first = pd.Timestamp("2000-01-01" if start is None else start)

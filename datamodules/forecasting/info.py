@@ -24,6 +24,8 @@ class ForecastingInfo:
         season: Rows per season of the seasonal-naive baseline.
         naive_error: In-sample mean absolute error of the seasonal-naive forecast of each output, in units.
         dataset: Name for titles.
+        columns: The names as the file orders them, or as ``data.columns`` does where it is set; arrays of new data have
+            this order. Empty for that of ``names``.
     """
 
     look_back: int
@@ -38,6 +40,7 @@ class ForecastingInfo:
     season: int
     naive_error: tuple[float, ...]
     dataset: str = ""
+    columns: tuple[str, ...] = ()
 
     @classmethod
     def from_plain(cls, plain: Mapping[str, Any]) -> ForecastingInfo:
@@ -57,6 +60,11 @@ class ForecastingInfo:
     def variates(self) -> int:
         """Columns of the history."""
         return len(self.names)
+
+    @property
+    def array_columns(self) -> tuple[str, ...]:
+        """Columns of an array of new data, in order."""
+        return self.columns or self.names
 
     @property
     def output_names(self) -> tuple[str, ...]:

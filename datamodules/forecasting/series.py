@@ -26,12 +26,14 @@ class Series:
         index: [T] timestamps, increasing by ``frequency``; with a zone where the data names one.
         names: [N] column names; the target is the last.
         frequency: pandas alias of the step, such as ``"h"``.
+        columns: [N] the same names as the file orders them, before the target moved last; empty for that of ``names``.
     """
 
     values: NDArray[np.float64]
     index: pd.DatetimeIndex
     names: tuple[str, ...]
     frequency: str
+    columns: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         expected = (len(self.index), len(self.names))
@@ -57,7 +59,8 @@ class Series:
             if name not in self.names:
                 raise DataError(unknown_text("column", name, self.names))
         places = [self.names.index(name) for name in chosen]
-        return Series(np.ascontiguousarray(self.values[:, places]), self.index, chosen, self.frequency)
+        order = tuple(name for name in self.columns or self.names if name in chosen)
+        return Series(np.ascontiguousarray(self.values[:, places]), self.index, chosen, self.frequency, order)
 
     def with_features(self, features: Features, target: str | None = None) -> Series:
         """The columns that a choice of features reads, target last.

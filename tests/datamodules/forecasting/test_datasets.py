@@ -20,6 +20,7 @@ from safetensors.numpy import load_file
 from datamodules.forecasting import sample
 from datamodules.forecasting.borders import SPLITS
 from datamodules.forecasting.config import DATASETS, CsvConfig, EttConfig, GeneratedConfig, SampleConfig, SeriesConfig
+from datamodules.forecasting.info import ForecastingInfo
 from datamodules.forecasting.source import SeriesSource, load
 from graftwork.errors import ConfigError, DataError, MissingPackageError
 
@@ -264,3 +265,14 @@ def test_loading_is_quiet(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> N
     with caplog.at_level(logging.WARNING):
         load(GeneratedConfig(root=str(tmp_path))).windows("train")
     assert caplog.text == ""
+
+
+def test_info_keeps_the_order_of_the_file(tmp_path: Path) -> None:
+    index = pd.date_range("2024-01-01", periods=200, freq="h")
+    table = pd.DataFrame({"date": index, "OT": np.arange(200.0), "b": 1.0 * index.hour, "c": 2.0 * index.hour})
+    table.to_csv(tmp_path / "data.csv", index=False)
+    info = CsvConfig(root=str(tmp_path), look_back=8, horizon=4).build(0).info
+    assert (info.names, info.array_columns) == (("b", "c", "OT"), ("OT", "b", "c"))
+    assert ForecastingInfo.from_plain(json.loads(json.dumps(info.plain()))) == info
+    chosen = CsvConfig(root=str(tmp_path), look_back=8, horizon=4, columns=("c", "OT", "b")).build(0).info
+    assert chosen.array_columns == ("c", "OT", "b")
