@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -26,11 +27,15 @@ class OptimConfig:
 
     def problems(self) -> Iterator[str]:
         """Values out of range."""
-        if self.lr <= 0:
+        if not 0 < self.lr < math.inf:
             yield f"lr={self.lr} must be above 0"
-        if self.weight_decay < 0:
+        if not 0 <= self.weight_decay < math.inf:
             yield f"weight_decay={self.weight_decay} must be 0 or more"
-        if self.clip_norm < 0:
+        if not all(0 <= beta < 1 for beta in self.betas):
+            yield f"betas={list(self.betas)} must both be in [0, 1), for example --optim.betas 0.9,0.999"
+        if not 0 <= self.momentum < 1:
+            yield f"momentum={self.momentum} must be in [0, 1)"
+        if not 0 <= self.clip_norm < math.inf:
             yield f"clip_norm={self.clip_norm} must be 0 (off) or more"
 
 
@@ -105,8 +110,18 @@ class TrainerConfig:
             yield "max_epochs=-1 and max_steps=-1 never end; set one of them"
         elif self.max_epochs < 1 and self.max_steps < 1:
             yield f"max_epochs={self.max_epochs} must be at least 1"
-        if self.accumulate_grad_batches < 1:
-            yield f"accumulate_grad_batches={self.accumulate_grad_batches} must be at least 1"
+        elif self.max_epochs < 1 and self.max_epochs != -1:
+            yield f"max_epochs={self.max_epochs} must be at least 1, or -1 to leave it to max_steps"
+        if self.max_steps < 1 and self.max_steps != -1:
+            yield f"max_steps={self.max_steps} must be at least 1, or -1 to leave it to max_epochs"
+        for name in ("accumulate_grad_batches", "check_val_every_n_epoch", "log_every_n_steps", "num_nodes"):
+            if getattr(self, name) < 1:
+                yield f"{name}={getattr(self, name)} must be at least 1"
+        for name in ("patience", "threads"):
+            if getattr(self, name) < 0:
+                yield f"{name}={getattr(self, name)} must be 0 or more"
+        for name in ("limit_train_batches", "limit_val_batches", "limit_test_batches"):
+            yield from _limit_problems(name, getattr(self, name))
         if not 0 <= self.ema_decay < 1:
             yield f"ema_decay={self.ema_decay} must be in [0, 1)"
 
@@ -116,13 +131,21 @@ class CheckpointConfig:
     """When the run is written to disk."""
 
     every_n_steps: int = 200
-    """Optimiser steps between writes of 'last'; it is also written at every epoch's end."""
+    """Optimiser steps between writes of 'last', which is also written at every epoch's end; 0 leaves it to
+    every_minutes."""
     every_minutes: float = 10.0
     """Longest time between writes of 'last'; 0 leaves it to every_n_steps."""
     monitor: str = ""
     """Logged name that picks 'best'; empty takes the task's own."""
     mode: Literal["", "min", "max"] = ""
     """Whether the smallest or the largest monitored value is best; empty takes the task's own."""
+
+    def problems(self) -> Iterator[str]:
+        """Values out of range."""
+        if self.every_n_steps < 0:
+            yield f"every_n_steps={self.every_n_steps} must be 0 (leaves it to every_minutes) or more"
+        if not self.every_minutes >= 0:
+            yield f"every_minutes={self.every_minutes} must be 0 (leaves it to every_n_steps) or more"
 
 
 @dataclass(kw_only=True)
@@ -141,6 +164,13 @@ class RunConfig:
     """Write report.html after fit and test."""
     pictures: int = 4
     """Samples drawn of each kind: best, worst, random."""
+
+    def problems(self) -> Iterator[str]:
+        """Values out of range, and a name that would leave the folder of runs."""
+        if self.pictures < 0:
+            yield f"pictures={self.pictures} must be 0 (none) or more"
+        if self.name in (".", "..") or any(mark in self.name for mark in ("/", "\\", "\0")):
+            yield f"name={self.name} must be a plain name; choose folders by --run.dir or --run.root"
 
 
 @dataclass(kw_only=True)
@@ -181,3 +211,17 @@ class AppConfig:
     """Loggers."""
     published: dict[str, float] = field(default_factory=dict)
     """Published value of a test metric, shown beside ours: {'mse': 0.386}."""
+
+    def problems(self) -> Iterator[str]:
+        """Values out of range. An app that overrides this yields from it first."""
+        if not 0 <= self.seed < 2**32:
+            yield f"seed={self.seed} must be from 0 to {2**32 - 1}"
+
+
+def _limit_problems(name: str, limit: int | float) -> Iterator[str]:
+    if isinstance(limit, float) and not 0 <= limit <= 1:
+        yield f"{name}={limit} must be a share above 0 and up to 1, or a whole number of batches"
+    elif limit < 0:
+        yield f"{name}={limit} must be 1 or more batches, or a share above 0 and up to 1"
+    elif limit == 0 and name == "limit_train_batches":
+        yield f"{name}={limit} leaves nothing to train on; use the verb test to score without training"

@@ -43,6 +43,7 @@ class ForecastingConfig(AppConfig):
 
     def problems(self) -> Iterator[str]:
         """Values of data and model that contradict each other."""
+        yield from super().problems()
         label = getattr(self.model, "label_length", None)
         if label is not None and label > self.data.look_back:
             yield (
