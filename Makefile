@@ -39,7 +39,7 @@ test-all: lint
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(TEST_WORKERS)
 
 lock: $(UV)
-	$(UV) pip compile --quiet --universal --python-version 3.11 --all-extras --no-annotate --no-header \
+	$(UV) pip compile --quiet --upgrade --universal --fork-strategy fewest --python-version 3.11 --all-extras --no-annotate --no-header \
 	  --no-emit-index-url --no-emit-find-links pyproject.toml --output-file requirements.lock
 
 clean:
