@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,10 +15,11 @@ from torch import Tensor
 
 from apps.forecasting.models.forecast import Forecast
 from apps.forecasting.visualise import draw_forecast
-from datamodules.forecasting.calendar import calendar_marks, future_marks
+from datamodules.forecasting.calendar import calendar_marks, frequency_offset, future_marks
 from datamodules.forecasting.config import CsvConfig
-from datamodules.forecasting.csv import find_file, read_series
-from datamodules.forecasting.frame import series_from_array, series_from_frame
+from datamodules.forecasting.csv import FIRST_LINE, find_file, read_frame
+from datamodules.forecasting.frame import complete, frame_to_read, series_from_array, to_table
+from datamodules.forecasting.grid import fits_grid
 from datamodules.forecasting.series import Series
 from graftwork.errors import DataError
 from graftwork.names import nearest
@@ -89,12 +91,14 @@ class SeriesPredictor:
             frequency: Step of an array's rows; the training data's if omitted.
 
         Raises:
-            DataError: Columns are missing, rows are too few, or values are not finite.
+            DataError: Columns are missing, rows are too few or of another step than the training data's, or values are
+                not finite.
+            ShapeError: An array of other columns than those of training.
         """
         import pandas as pd
 
         if isinstance(data, pd.DataFrame):
-            series = series_from_frame(data, self._reading(), "data frame")
+            series = self._series(data, "data frame")
         else:
             series = series_from_array(data, frequency or self.info.frequency, start, self.info.array_columns, "data")
         return self.forecast(series)
@@ -114,7 +118,7 @@ class SeriesPredictor:
             DataError: The file is missing or unsuitable.
         """
         path = find_file(str(source))
-        forecast = self.forecast(read_series(path, self._reading()), str(path))
+        forecast = self.forecast(self._series(read_frame(path, self._reading()), str(path), FIRST_LINE), str(path))
         target = Path(output) if output else path.with_name(f"{path.stem}_forecast.csv")
         target.parent.mkdir(parents=True, exist_ok=True)
         picture = target.with_suffix(".png")
@@ -126,6 +130,7 @@ class SeriesPredictor:
     def forecast(self, series: Series, where: str = "data") -> SeriesForecast:
         """Forecast the steps after a checked series."""
         series = self._columns(series, where)
+        self._check_step(series, where)
         if len(series) < self.info.look_back:
             raise DataError(
                 f"{len(series)} rows, but the model looks back over {self.info.look_back}", where, "Give more history"
@@ -137,20 +142,45 @@ class SeriesPredictor:
         )
 
     def _reading(self) -> CsvConfig:
-        """How to read new data: as the training data was read, without its file and splits."""
-        data = self.module.config.data
-        if isinstance(data, CsvConfig):
-            return data
-        target = self.info.names[-1]
-        return CsvConfig(features=data.features, target=target, columns=tuple(self.info.names), marks=data.marks)
+        """How to read new data: as the training data was read, but only the columns that the model knows."""
+        data, names = self.module.config.data, tuple(self.info.names)
+        if not isinstance(data, CsvConfig):
+            return CsvConfig(features=data.features, target=names[-1], columns=names, marks=data.marks)
+        policy = "error" if data.on_missing == "drop_columns" else data.on_missing  # no column can be spared
+        return replace(data, target=names[-1], columns=names, on_missing=policy)
+
+    def _series(self, frame: pd.DataFrame, where: str, first_line: int | None = None) -> Series:
+        rules = self._reading()
+        frame = frame_to_read(frame, rules.date_column)
+        self._check_names([name for name in frame.columns if name != rules.date_column], where)
+        table = to_table(frame, rules, where, first_line)
+        if rules.frequency is None or rules.on_irregular == "error":
+            step = self.info.frequency if fits_grid(table.index, self.info.frequency) else None
+            rules = replace(rules, frequency=step)  # None infers the step of these rows, to name it if it is another
+        return complete(table, rules, where)
 
     def _columns(self, series: Series, where: str) -> Series:
-        missing = [name for name in self.info.names if name not in series.names]
-        if missing:
-            close = nearest(missing[0], series.names)
-            hint = f"Did you mean {close[0]}?" if close else f"Found {', '.join(series.names)}"
-            raise DataError(f"column '{missing[0]}' of the training data is missing", where, hint)
+        self._check_names(series.names, where)
         return series.select(self.info.names)
+
+    def _check_names(self, found: Sequence[str], where: str) -> None:
+        missing = [name for name in self.info.names if name not in found]
+        if not missing:
+            return
+        spare = [name for name in found if name not in self.info.names]
+        close = nearest(missing[0], spare)
+        others = f"Columns that are not of the training data: {', '.join(spare)}" if spare else "Add it"
+        hint = f"Did you mean {close[0]}?" if close else others
+        raise DataError(f"column '{missing[0]}' of the training data is missing", where, hint)
+
+    def _check_step(self, series: Series, where: str) -> None:
+        trained, found = self.info.frequency, series.frequency
+        if frequency_offset(found) != frequency_offset(trained):
+            raise DataError(
+                f"the step of the rows is {found}, that of the training data is {trained}",
+                where,
+                f"Give rows of step {trained}, or train a model on step {found}",
+            )
 
     def _run(self, series: Series) -> tuple[Forecast, pd.DatetimeIndex]:
         info = self.info

@@ -64,12 +64,12 @@ def series_from_array(
         DataError: A value is not finite.
     """
     array = np.asarray(values, dtype=np.float64)
+    shape = list(array.shape)
     array = array[:, None] if array.ndim == 1 else array
+    if names is not None and (array.ndim != 2 or len(names) != array.shape[1]):
+        raise ShapeError(f"array {shape}; expected [T, {len(names)}] with columns {', '.join(names)}", where)
     if array.ndim != 2 or 0 in array.shape:
-        raise ShapeError(f"values: expected [T, N] or [T] with rows and columns, got {np.shape(values)}", where)
-    if names is not None and len(names) != array.shape[1]:
-        expected = f"[T, {len(names)}] with columns {', '.join(names)}"
-        raise ShapeError(f"array {list(np.shape(values))}; expected {expected}", where)
+        raise ShapeError(f"array {shape}; expected [T, N] or [T] with rows and columns", where)
     if start is None:
         logger.info("%s: no start given, its calendar features are those of 2000-01-01 on", where)
     first = pd.Timestamp("2000-01-01" if start is None else start)
@@ -98,7 +98,7 @@ def to_table(frame: pd.DataFrame, config: CsvConfig, where: str, first_line: int
     Raises:
         DataError: Missing, repeated, textual or infinite columns, unreadable dates.
     """
-    frame = _with_date_column(frame, config.date_column)
+    frame = frame_to_read(frame, config.date_column)
     _check_columns(frame, config, where)
     names = list(config.columns) or [name for name in frame.columns if name != config.date_column]
     numbers = {name: _numbers(frame[name], name, where, first_line) for name in names}
@@ -143,9 +143,14 @@ def complete(table: pd.DataFrame, config: CsvConfig, where: str) -> Series:
     return series.with_features(config.features, target)
 
 
-def _with_date_column(frame: pd.DataFrame, date_column: str) -> pd.DataFrame:
-    """Move a time index into the date column."""
-    index = frame.index
+def frame_to_read(frame: pd.DataFrame, date_column: str) -> pd.DataFrame:
+    """A frame with text as column names, and with its time index, if it has one, as the date column.
+
+    Args:
+        frame: Any frame; it is left as it is.
+        date_column: Name of the column that a time index becomes.
+    """
+    frame, index = frame.set_axis([str(name) for name in frame.columns], axis=1), frame.index
     if date_column in frame.columns or not isinstance(index, pd.DatetimeIndex | pd.PeriodIndex):
         return frame.reset_index(drop=True)
     stamps = index.to_timestamp() if isinstance(index, pd.PeriodIndex) else index

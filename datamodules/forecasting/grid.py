@@ -141,6 +141,14 @@ def examine_grid(index: pd.DatetimeIndex, frequency: str, where: str) -> GridRep
     return GridReport(len(repeated), len(missing), len(uneven), gaps, _describe(index, repeated, missing, uneven, gaps))
 
 
+def fits_grid(index: pd.Index, frequency: str) -> bool:
+    """Whether sorted timestamps stand on the regular grid of a step, each once and none left out."""
+    try:
+        return examine_grid(pd.DatetimeIndex(index), frequency, "").regular
+    except DataError:  # a grid of absurd length
+        return False
+
+
 def _describe(
     index: pd.DatetimeIndex,
     repeated: pd.DatetimeIndex,

@@ -172,6 +172,19 @@ def test_any_mixer_fits(name: str, mixer: str) -> None:
     assert values.shape == (2, HORIZON, 3) and torch.equal(model(*inputs).values, model(*inputs).values)
 
 
+@pytest.mark.parametrize("mixer", MIXERS.names())
+def test_any_mixer_exports(mixer: str) -> None:
+    cls = MIXERS.get(mixer)
+    options = {"heads": 4} if "heads" in {field.name for field in dataclasses.fields(cls)} else {}
+    info = series(9)
+    model = Values(build(small("itransformer", mixer=cls(**options)), info)).eval()
+    size = torch.export.Dim("batch", min=1, max=4096)
+    shapes = ({0: size}, {0: size}, {0: size})
+    program = torch.export.export(model, batch(info, 3), dynamic_shapes=shapes, strict=False).module()
+    inputs = batch(info, 5, seed=1)
+    torch.testing.assert_close(program(*inputs), model(*inputs), rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("name", ["informer", "autoformer", "flowformer", "transformer", "mamba"])
 @pytest.mark.parametrize("embed", ["fixed", "learned"])
 @pytest.mark.parametrize("frequency", ["h", "15min"])

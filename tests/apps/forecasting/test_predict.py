@@ -14,6 +14,7 @@ from apps.forecasting.module import ForecastingModule
 from apps.forecasting.predict import SeriesPredictor
 from datamodules.forecasting.config import CsvConfig
 from datamodules.forecasting.info import ForecastingInfo
+from graftwork.errors import DataError, ShapeError
 
 NAMES = ("b", "c", "a")  # of the file: a, b, c
 
@@ -60,3 +61,55 @@ def test_arrays_have_the_order_of_the_file() -> None:
     pd.testing.assert_frame_equal(by_frame, by_array)
     assert by_array["a"].tolist() == pytest.approx([11.0] * 4)
     assert predictor(columns=())(np.array([[1.0, 2.0, 3.0]] * 8)).frame()["a"].iloc[0] == pytest.approx(3.0)
+
+
+@pytest.mark.parametrize("data", [{}, {"frequency": "h"}, {"frequency": "60min"}])
+def test_another_step_is_refused(data: dict[str, str], tmp_path: Path) -> None:
+    ours = predictor(data=data)
+    for frequency, found in (("D", "D"), ("15min", "15min"), ("2h", "2h"), ("YS", "YS")):
+        message = f"step of the rows is {found}.*that of the training data is h"
+        with pytest.raises(DataError, match=message):
+            ours(frame(frequency=frequency))
+        with pytest.raises(DataError, match=message):
+            ours.predict_file(write(tmp_path, frame(frequency=frequency)))
+    with pytest.raises(DataError, match=r"step of the rows is D.*is h"):
+        ours(np.zeros((9, 3)), frequency="D")
+
+
+@pytest.mark.parametrize(("trained", "given"), [("h", "60min"), ("QS-OCT", "QS-JAN"), ("B", "B"), ("W-SUN", "W")])
+def test_a_step_by_another_name_is_the_same(trained: str, given: str) -> None:
+    assert len(predictor(frequency=trained)(frame(frequency=given)).times) == 4
+
+
+def test_weekdays_alone_are_business_days_to_a_model_of_them() -> None:
+    ours = predictor(frequency="B", look_back=5)
+    assert str(ours(frame(5, "D")).times[0].date()) == "2024-01-08"  # Monday after Friday the 5th
+
+
+def test_other_columns_do_not_matter(tmp_path: Path) -> None:
+    plain = predictor()(frame())
+    noted = frame(note="text", gaps=[None] * 12)
+    np.testing.assert_array_equal(predictor()(noted).values, plain.values)
+    predictor().predict_file(write(tmp_path, noted), tmp_path / "out.csv")
+    np.testing.assert_allclose(pd.read_csv(tmp_path / "out.csv")[list(NAMES)], plain.values)
+
+
+def test_a_missing_column_is_compared_with_the_spare_ones() -> None:
+    ours = predictor(("c0", "c1", "c2"))
+    renamed = frame().set_axis(["date", "c0", "C 1", "c2"], axis=1)
+    with pytest.raises(DataError, match=r"column 'c1' .* is missing. Did you mean C 1\?"):
+        ours(renamed)
+    with pytest.raises(DataError, match=r"column 'c1' .* is missing. Add it"):
+        ours(renamed.drop(columns="C 1"))
+
+
+SHAPES = [((3, 400), r"\[3, 400\]"), ((20,), r"\[20\]"), ((2, 8, 3), r"\[2, 8, 3\]")]
+
+
+@pytest.mark.parametrize(("shape", "shown"), SHAPES)
+    ("shape", "shown"), [((3, 400), r"\[3, 400\]"), ((20,), r"\[20\]"), ((2, 8, 3), r"\[2, 8, 3\]")]
+)
+def test_arrays_of_another_shape(shape: tuple[int, ...], shown: str) -> None:
+    with pytest.raises(ShapeError, match=rf"array {shown}; expected \[T, 3\] with columns a, b, c"):
+        predictor()(np.zeros(shape))
+    assert predictor(("a",))(np.zeros(20)).values.shape == (4, 1)
