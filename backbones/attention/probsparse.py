@@ -7,7 +7,7 @@ Two forms: ``math`` gathers the drawn keys [B, H, Lq, U, d], as the paper writes
 in place and keeps no autograd graph of the scores, as the choice of queries has no gradient: memory O(Lq U).
 
 Surprises: keys are drawn with replacement, the same ones for all samples and heads, in evaluation too (pass
-``index_sample`` or a seeded ``generator`` for repeatable results); the sum of the drawn scores is divided by the number
+``index_sample``, e.g. :func:`sampled_keys`, or a seeded ``generator`` for repeatable results); the sum of the drawn scores is divided by the number
 of all keys, not of the drawn ones; the causal default output is a cumulative *sum*, not a mean; no attention dropout.
 """
 
@@ -15,9 +15,12 @@ from __future__ import annotations
 
 import itertools
 import math
+from functools import lru_cache
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
@@ -50,6 +53,44 @@ def draw_keys(queries: int, keys: int, factor: int, generator: torch.Generator |
     """
     device = generator.device if generator is not None else None
     return torch.randint(keys, (queries, sample_size(keys, factor)), generator=generator, device=device)
+
+
+@lru_cache(maxsize=64)
+def evaluation_keys(queries: int, keys: int, factor: int) -> NDArray[np.int64]:
+    """The drawn keys of evaluation: the same at every call, so that a model gives the same result again.
+
+    They come from numpy, because a torch generator cannot be exported.
+
+    Args:
+        queries: Number of queries, Lq.
+        keys: Number of keys, Lk.
+        factor: Keys drawn per natural logarithm of their number.
+
+    Returns:
+        [Lq, U], each in [0, Lk); shared by all callers, so not to be written to.
+    """
+    return np.random.default_rng(0).integers(keys, size=(queries, sample_size(keys, factor)))
+
+
+training_keys = torch.compiler.disable(draw_keys)
+"""The drawn keys of a training step, from torch's global generator; random numbers stay outside compiled graphs."""
+
+
+def sampled_keys(queries: int, keys: int, factor: int, *, training: bool) -> Tensor:
+    """The keys a layer measures its queries against: new ones in training, always the same in evaluation.
+
+    Args:
+        queries: Number of queries, Lq.
+        keys: Number of keys, Lk.
+        factor: Keys drawn per natural logarithm of their number.
+        training: Whether the layer trains.
+
+    Returns:
+        Key indices, int64 [Lq, U].
+    """
+    if training:
+        return training_keys(queries, keys, factor)
+    return torch.from_numpy(evaluation_keys(queries, keys, factor))
 
 
 def prob_sparse_attention(

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from backbones.attention.probsparse import draw_keys, prob_sparse_attention
+from backbones.attention.probsparse import prob_sparse_attention, sampled_keys
 from backbones.sequence.base import ProjectedMixer, merge_heads
 from graftwork.errors import ConfigError
 
@@ -17,23 +16,20 @@ class ProbSparseMixer(ProjectedMixer):
 
     The attribute ``causal`` stays False even where the causal mask is asked for: the paper's masked form hides later
     keys from the kept queries, but *which* queries are kept depends on the whole sequence (``masked`` tells). Padding
-    masks are refused, as drawn keys are shared by the whole batch.
+    masks are refused, as drawn keys are shared by the whole batch. Keys are drawn anew in training and are always the
+    same in evaluation, so that two calls agree.
 
     Args:
         width: Channels of the tokens.
         heads: Number of heads.
         factor: Keys drawn and queries kept per natural logarithm of their number.
         causal: Use the masked form; others than the kept queries then output the cumulative sum of the values.
-        seed: Draw the same keys at every call, from this seed; from torch's global generator if omitted.
     """
 
-    def __init__(
-        self, width: int, heads: int = 8, factor: int = 5, causal: bool = False, seed: int | None = None
-    ) -> None:
+    def __init__(self, width: int, heads: int = 8, factor: int = 5, causal: bool = False) -> None:
         super().__init__(width, heads=heads)
         self.factor = factor
         self.masked = causal
-        self.seed = seed
         self.supports_cross = not causal
 
     def forward(
@@ -49,10 +45,7 @@ class ProbSparseMixer(ProjectedMixer):
         self.check_inputs(x, memory, mask, state)
         refuse_padding("ProbSparseMixer", mask)
         queries, keys, values = self.project(x, memory)
-        drawn = None
-        if self.seed is not None:
-            generator = torch.Generator().manual_seed(self.seed)
-            drawn = draw_keys(queries.shape[1], keys.shape[1], self.factor, generator)
+        drawn = sampled_keys(queries.shape[1], keys.shape[1], self.factor, training=self.training)
         mixed = prob_sparse_attention(queries, keys, values, factor=self.factor, causal=self.masked, index_sample=drawn)
         return self.out(merge_heads(mixed)), None
 

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from apps.forecasting.models.info import SeriesInfo
 from apps.forecasting.models.normalisation import Level
-from backbones.sequence.probsparse import ProbSparseMixer
 from graftwork.errors import ShapeError
 
 
@@ -66,14 +65,6 @@ class Forecaster(nn.Module):
             ShapeError: The history is not the length or width the model was built for.
         """
         raise NotImplementedError
-
-    def train(self, mode: bool = True) -> Forecaster:
-        """Switch between training and evaluation, where ProbSparse mixers draw the same keys at every call."""
-        super().train(mode)
-        for module in self.modules():
-            if isinstance(module, ProbSparseMixer):
-                module.seed = None if mode else 0
-        return self
 
     def check_history(self, history: Tensor, *, any_variates: bool = False) -> None:
         """Refuse a history of another length (or width) than the model was built for.

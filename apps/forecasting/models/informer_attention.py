@@ -5,38 +5,13 @@ Source: Zhou et al. 2021 (Informer), section 3.1.
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import Any
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from backbones.attention.attend import attend
-from backbones.attention.probsparse import draw_keys, prob_sparse_attention, sample_size
+from backbones.attention.probsparse import prob_sparse_attention, sampled_keys
 from backbones.sequence.base import ProjectedMixer, merge_heads
-
-
-@lru_cache(maxsize=64)
-def evaluation_keys(queries: int, keys: int, factor: int) -> NDArray[np.int64]:
-    """The sampled keys of evaluation: drawn once from a fixed seed, so that every call gives the same forecast.
-
-    They come from numpy, because a torch generator cannot be exported.
-
-    Args:
-        queries: Number of queries.
-        keys: Number of keys.
-        factor: Keys sampled per natural logarithm of their number.
-
-    Returns:
-        [queries, U], each in [0, keys).
-    """
-    return np.random.default_rng(0).integers(keys, size=(queries, sample_size(keys, factor)))
-
-
-training_keys = torch.compiler.disable(draw_keys)
-"""The sampled keys of a training step, from torch's global generator; random numbers stay outside compiled graphs."""
 
 
 class InformerAttention(ProjectedMixer):
@@ -109,6 +84,5 @@ class InformerAttention(ProjectedMixer):
         """The table to use: the one set, else a new one in training, else the fixed one of evaluation."""
         table = self.index_sample
         if table is None:
-            sizes = queries.shape[1], keys.shape[1], self.factor
-            table = training_keys(*sizes) if self.training else torch.from_numpy(evaluation_keys(*sizes))
+            table = sampled_keys(queries.shape[1], keys.shape[1], self.factor, training=self.training)
         return table.to(queries.device)
