@@ -19,7 +19,7 @@ OFFICIAL, FROM_ZOO = "official:", "zoo:"
 
 # sections and keys that belong to the machine or the folder of a run, not to its weights
 _ELSEWHERE = ("run", "log")
-_MACHINE = ("accelerator", "devices", "num_nodes", "strategy", "compile", "threads")
+MACHINE = ("accelerator", "devices", "num_nodes", "strategy", "compile", "threads")
 
 
 @dataclass(frozen=True)
@@ -174,5 +174,5 @@ def stored_config(spec: str | Path, task: str = "") -> dict[str, Any] | None:
     """
     config = {key: value for key, value in stored_meta(spec, task).config.items() if key not in _ELSEWHERE}
     if isinstance(config.get("trainer"), Mapping):
-        config["trainer"] = {key: value for key, value in config["trainer"].items() if key not in _MACHINE}
+        config["trainer"] = {key: value for key, value in config["trainer"].items() if key not in MACHINE}
     return config or None

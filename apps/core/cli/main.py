@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import sys
 import traceback
@@ -12,6 +11,7 @@ from typing import Any
 
 from apps.core.cli import help as pages
 from apps.core.cli.layers import read_yaml, stack, unflatten
+from apps.core.cli.places import explained, run_config
 from apps.core.cli.resolve import resolve, to_yaml
 from apps.core.cli.words import Words, split
 from apps.core.task import VERBS, Task, VerbOptions
@@ -38,9 +38,10 @@ def main(task: Task, argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _complain("interrupted", debug, code=130)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT, errno.EPERM):
+        text = explained(error, words[0], split(words[1:]))
+        if not text:
             raise
-        return _complain(f"{error.filename or 'a file'}: {error.strerror}. Free space or choose another folder", debug)
+        return _complain(text, debug)
 
 
 def _complain(text: str, debug: bool, code: int = 2) -> int:
@@ -63,7 +64,8 @@ def _run(task: Task, words: list[str]) -> int:
     if "help" in sorted_words.flags:
         return _print_help(task, verb, files, sorted_words)
     stored = _stored_config(task, sorted_words)
-    config = resolve(task.config, [*([stored] if stored else []), *files], sorted_words.overrides)
+    lowest = [layer for layer in (run_config(verb, sorted_words), stored) if layer]
+    config = resolve(task.config, [*lowest, *files], sorted_words.overrides)
     text = to_yaml(config)
     if "print_config" in sorted_words.flags:
         sys.stdout.write(text)

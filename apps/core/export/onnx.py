@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +21,7 @@ from apps.core.inference.load import load_module
 from apps.core.protocols import ExportSpec
 from apps.core.report.numbers import size
 from apps.core.report.table import print_table
+from apps.core.run.atomic import check_place
 from apps.core.task import Task, VerbOptions
 from graftwork.errors import missing_package
 from graftwork.names import unknown
@@ -58,9 +60,11 @@ def export(task: Task, config: Any, options: VerbOptions) -> int:
         UserError: Unknown format, a missing package, no usable weights, or a model that cannot be exported.
     """
     form = formats(options.format)
+    wanted = named_output(options.output, form.suffix)
     loaded = load_module(task, config, options, need_weights=True)
+    path = wanted or default_output(task, options.weights, loaded.meta, form.suffix)
+    check_place(path, "--output")
     spec = loaded.module.eval().cpu().export_spec()
-    path = options.output_path or default_output(task, options.weights, loaded.meta, form.suffix)
     metadata = {
         "task": task.name,
         "config": options.config_text,
@@ -158,6 +162,20 @@ def onnx_runner(path: Path, spec: ExportSpec) -> Runner:
         return list(session.run(list(spec.outputs), feeds))
 
     return run
+
+
+def named_output(output: str, suffix: str) -> Path | None:
+    """The file that ``--output`` means, ``FOLDER/model.onnx`` for a folder; None where it is not given.
+
+    Raises:
+        UserError: It cannot be written.
+    """
+    if not output:
+        return None
+    path = Path(output)
+    path = path / f"model{suffix}" if path.is_dir() or output.endswith(os.sep) else path
+    check_place(path, "--output")
+    return path
 
 
 def default_output(task: Task, weights: str, meta: WeightsMeta | None, suffix: str) -> Path:

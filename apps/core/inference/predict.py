@@ -11,6 +11,7 @@ from rich.console import Console
 
 from apps.core.inference.load import choose_device, load_module
 from apps.core.report.numbers import duration, size
+from apps.core.run.atomic import check_place
 from apps.core.task import Task, VerbOptions
 from graftwork.errors import UserError
 
@@ -33,6 +34,8 @@ def predict(task: Task, config: Any, options: VerbOptions) -> int:
         raise UserError("no file to predict on", where="--input", mend="Give a file, for example --input data.csv")
     if not Path(options.input).exists():
         raise UserError("no such file or folder", where=options.input, mend="Check --input")
+    if options.output:
+        check_place(Path(options.output), "--output", folder=True)
     loaded = load_module(task, config, options, need_weights=True)
     predictor = task.predictor_class()(loaded.module.to(choose_device(config.trainer.accelerator)))
     started = time.perf_counter()

@@ -12,7 +12,32 @@ from graftwork.errors import UserError
 TMP_SUFFIX = ".tmp"
 
 
-def replace_file(path: Path, content: str | bytes | memoryview) -> None:
+_OPTIONS = "--run.dir or --run.root"
+
+
+def check_place(path: Path, option: str, folder: bool = False) -> None:
+    """Stop before the work where its outcome could not be written.
+
+    Args:
+        path: Where it will be written.
+        option: The option that names the place.
+        folder: Whether a folder would do, too.
+
+    Raises:
+        UserError: The place is a folder, lies below a file, or is closed to this user.
+    """
+    mend = f"Choose another place by {option}"
+    if path.is_dir() and not folder:
+        raise UserError("is a folder, expected the name of a file", str(path), mend)
+    nearest = next(place for place in (path, *path.absolute().parents) if place.exists())
+    if nearest != path and not nearest.is_dir():
+        raise UserError(f"cannot be written: {nearest} is a file", str(path), mend)
+    place = nearest if nearest.is_dir() else nearest.absolute().parent
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise UserError("cannot be written: Permission denied", str(path), mend)
+
+
+def replace_file(path: Path, content: str | bytes | memoryview, option: str = _OPTIONS) -> None:
     """Put ``content`` at ``path``: written beside it, flushed to the disk, then renamed.
 
     A reader, and the next run after a crash, sees the old file or the new one, never a part of it.
@@ -20,6 +45,7 @@ def replace_file(path: Path, content: str | bytes | memoryview) -> None:
     Args:
         path: Where; its folder is made if it is missing.
         content: Text (UTF-8) or bytes.
+        option: The option that names the place, for the error.
 
     Raises:
         UserError: The disk is full, or the place cannot be written to; an older file at ``path`` is untouched.
@@ -35,7 +61,7 @@ def replace_file(path: Path, content: str | bytes | memoryview) -> None:
         unfinished.replace(path)
         _sync_folder(path.parent)
     except OSError as error:
-        raise cannot_write(path, error) from error
+        raise cannot_write(path, error, option) from error
     finally:
         with contextlib.suppress(OSError):
             unfinished.unlink(missing_ok=True)
@@ -50,13 +76,14 @@ def clean_unfinished(folder: Path) -> list[Path]:
     return found
 
 
-def cannot_write(path: Path, error: OSError) -> UserError:
+def cannot_write(path: Path, error: OSError, option: str = _OPTIONS) -> UserError:
     """The sentence for a file that cannot be written."""
     what = f"cannot be written: {error.strerror or error}"
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        mend = "Free some space; what was written before is intact, and a fit goes on with --resume last"
+        again = ", and a fit goes on with --resume last" if option == _OPTIONS else ""
+        mend = f"Free some space; what was written before is intact{again}"
     else:
-        mend = "Choose a folder that you can write to, with --run.dir or --run.root"
+        mend = f"Choose a folder that you can write to, with {option}"
     return UserError(what, where=str(path), mend=mend)
 
 

@@ -12,7 +12,7 @@ import torch
 from apps.core.inference.load import choose_device, load_module
 from apps.core.report.numbers import latency, number, size
 from apps.core.report.table import print_table
-from apps.core.run.atomic import replace_file
+from apps.core.run.atomic import check_place, replace_file
 from apps.core.run.machine import machine
 from apps.core.run.workload import affordable, flops, forward_call, parameter_count, to_device, train_call
 from apps.core.task import Task, VerbOptions
@@ -36,6 +36,8 @@ def benchmark(task: Task, config: Any, options: VerbOptions) -> int:
     Raises:
         UserError: The data or the weights cannot be read, or the device is not there.
     """
+    if options.json:
+        check_place(Path(options.json), "--json")
     if config.trainer.threads:
         torch.set_num_threads(config.trainer.threads)
     device = choose_device(config.trainer.accelerator)
@@ -46,7 +48,7 @@ def benchmark(task: Task, config: Any, options: VerbOptions) -> int:
     figures["machine"] = machine(device)
     show(figures)
     if options.json:
-        replace_file(Path(options.json), json.dumps(figures, indent=2) + "\n")
+        replace_file(Path(options.json), json.dumps(figures, indent=2) + "\n", "--json")
     return 0
 
 

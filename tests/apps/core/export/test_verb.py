@@ -48,3 +48,19 @@ def test_default_place_is_beside_weights_of_ones_own():
     assert verb.default_output(TASK, "zoo:demo", meta, ".onnx") == Path("toy.onnx")
     official = WeightsMeta(Path("paper.pth"), official=True)
     assert verb.default_output(TASK, "official:paper.pth", official, ".onnx") == Path("toy.onnx")
+
+
+def test_a_folder_as_output_takes_the_model_of_that_name(tmp_path: Path):
+    save_checkpoint(tmp_path / "best.ckpt")
+    options = VerbOptions(weights=str(tmp_path / "best.ckpt"), output=str(tmp_path), format="pt2")
+    assert verb.export(TASK, ToyConfig(), options) == 0
+    assert (tmp_path / "model.pt2").is_file()
+    assert verb.named_output(f"{tmp_path}/new/", ".onnx") == tmp_path / "new" / "model.onnx"
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_the_work(tmp_path: Path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(verb, "load_module", lambda *_, **__: pytest.fail("the weights were read"))
+    options = VerbOptions(weights="best.ckpt", output=str(tmp_path / "file" / "model.onnx"))
+    with pytest.raises(UserError, match=r"file/model\.onnx: cannot be written: .*file is a file.* by --output"):
+        verb.export(TASK, ToyConfig(), options)

@@ -9,6 +9,7 @@ from torch import nn
 from apps.core.run.benchmark import benchmark, measured, rows
 from apps.core.run.workload import affordable, flops, forward_call, parameter_count, state_bytes, train_call
 from apps.core.task import VerbOptions
+from graftwork.errors import UserError
 from tests.apps.core.inference.toy_model import ATTENDING, TASK, AttendingToy, LoneToy
 from tests.toy_task import LinesConfig, NetConfig, ToyConfig, ZeroConfig
 
@@ -100,3 +101,8 @@ def test_verb_prints_a_table_and_writes_json(tmp_path, capsys, monkeypatch):
     figures = json.loads(target.read_text())
     assert figures["batch_size"] == 6 and figures["machine"]["threads"] == torch.get_num_threads()
     assert benchmark(TASK, config, VerbOptions()) == 0
+
+
+def test_a_place_for_the_figures_is_checked_first(tmp_path):
+    with pytest.raises(UserError, match=r"is a folder, expected the name of a file\. .* by --json"):
+        benchmark(TASK, ToyConfig(), VerbOptions(json=str(tmp_path)))
