@@ -7,8 +7,9 @@ Two forms: ``math`` gathers the drawn keys [B, H, Lq, U, d], as the paper writes
 in place and keeps no autograd graph of the scores, as the choice of queries has no gradient: memory O(Lq U).
 
 Surprises: keys are drawn with replacement, the same ones for all samples and heads, in evaluation too (pass
-``index_sample``, e.g. :func:`sampled_keys`, or a seeded ``generator`` for repeatable results); the sum of the drawn scores is divided by the number
-of all keys, not of the drawn ones; the causal default output is a cumulative *sum*, not a mean; no attention dropout.
+``index_sample``, e.g. of :func:`sampled_keys`, or a seeded ``generator`` for repeatable results); the sum of the drawn
+scores is divided by the number of all keys, not of the drawn ones; the causal default output is a cumulative *sum*, not
+a mean; no attention dropout.
 """
 
 from __future__ import annotations

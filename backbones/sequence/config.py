@@ -18,6 +18,17 @@ def _heads_problems(heads: int) -> Iterator[str]:
         yield f"heads={heads} must be at least 1"
 
 
+def _both_directions(bidirectional: bool | None, causal: bool) -> bool:
+    """Whether a mixer reads in both directions: as set, and if not set, wherever later tokens may be read.
+
+    Raises:
+        ConfigError: Both directions are asked for where only earlier tokens may be read.
+    """
+    if causal and bidirectional:
+        raise ConfigError("bidirectional=true reads the future, and causal=true forbids it", mend="Unset one")
+    return not causal if bidirectional is None else bidirectional
+
+
 def _dropout_problems(dropout: float) -> Iterator[str]:
     if not 0 <= dropout < 1:
         yield f"dropout={dropout} must be at least 0 and below 1"
@@ -123,8 +134,8 @@ class SelectiveScanMixerConfig:
     """Width of the causal convolution before the scan, in tokens."""
     expand: int = 2
     """Inner channels per channel of the width."""
-    bidirectional: bool = False
-    """Add a second block that reads the tokens backwards, as S-Mamba does."""
+    bidirectional: bool | None = None
+    """Add a second block that reads the tokens backwards, as S-Mamba does; null: unless the model is causal."""
 
     def problems(self) -> Iterator[str]:
         """Yield what is wrong with the values, a sentence each."""
@@ -138,8 +149,7 @@ class SelectiveScanMixerConfig:
         Raises:
             ConfigError: A bidirectional mixer is wanted where only causal ones fit.
         """
-        if causal and self.bidirectional:
-            raise ConfigError("bidirectional=true reads the future, and causal=true forbids it", mend="Unset one")
+        both = _both_directions(self.bidirectional, causal)
         from backbones.sequence.selective_scan import SelectiveScanMixer
 
         return SelectiveScanMixer(
@@ -147,19 +157,21 @@ class SelectiveScanMixerConfig:
             state_size=self.state_size,
             kernel=self.kernel,
             expand=self.expand,
-            bidirectional=self.bidirectional,
+            bidirectional=both,
             causal=causal,
         )
 
 
 @dataclass(kw_only=True)
 class ScanMixerConfig:
-    """Attention as a recurrence (Aaren): a learned query, constant memory per streamed token, always causal."""
+    """Attention as a recurrence (Aaren): a learned query, constant memory per streamed token."""
 
     heads: int = 8
     """Number of heads; divides the width."""
     dropout: float = 0.0
     """Dropout after the output projection."""
+    bidirectional: bool | None = None
+    """Add a second scan that reads the tokens backwards; null: unless the model is causal."""
 
     def problems(self) -> Iterator[str]:
         """Yield what is wrong with the values, a sentence each."""
@@ -167,10 +179,15 @@ class ScanMixerConfig:
         yield from _dropout_problems(self.dropout)
 
     def build(self, width: int, *, causal: bool = False) -> Mixer:
-        """The mixer for tokens of ``width`` channels; causal whether asked for or not."""
+        """The mixer for tokens of ``width`` channels.
+
+        Raises:
+            ConfigError: A bidirectional mixer is wanted where only causal ones fit.
+        """
+        both = _both_directions(self.bidirectional, causal)
         from backbones.sequence.scan import ScanMixer
 
-        return ScanMixer(width=width, heads=self.heads, dropout=self.dropout)
+        return ScanMixer(width=width, heads=self.heads, dropout=self.dropout, bidirectional=both)
 
 
 MIXERS = Registry(

@@ -101,7 +101,7 @@ class ITransformerConfig:
     quantiles: tuple[float, ...] = ()
     """Levels to forecast besides the point forecast, increasing; empty for none."""
     mixer: Any = component(MIXERS, "softmax")
-    """How tokens exchange information; ``flow`` gives iFlowformer."""
+    """How tokens exchange information; ``flow`` gives iFlowformer; scans read in both directions by default."""
 
     def problems(self) -> Iterator[str]:
         """Yield what is wrong with the values, a sentence each."""

@@ -5,7 +5,8 @@ Origin: thuml/iTransformer, MIT. Three surprises: calendar features are appended
 (N + M) x (N + M); there is no positional encoding, and the weights do not depend on N, so a trained model accepts any
 number of variates; a final LayerNorm follows the LayerNorm of the last layer directly.
 
-With another mixer the skeleton becomes iFlowformer (``flow``), iInformer (``probsparse``), and so on.
+With another mixer the skeleton becomes iFlowformer (``flow``), iInformer (``probsparse``), and so on. Variates have no
+order and calendar tokens come last, so the scanning mixers read the tokens in both directions unless set otherwise.
 """
 
 from __future__ import annotations
@@ -99,7 +100,7 @@ class ITransformer(VariateForecaster):
     """
 
     def __init__(self, config: ITransformerConfig, info: SeriesInfo) -> None:
-        super().__init__(config, info, lambda: config.mixer.build(config.width), config.dropout)
+        super().__init__(config, info, lambda: config.mixer.build(config.width, causal=False), config.dropout)
 
     @torch.no_grad()
     def variate_attention(self, history: Tensor, history_marks: Tensor | None = None, layer: int = -1) -> Tensor:

@@ -225,6 +225,30 @@ class TestITransformer:
         model = build(small("itransformer"), series()).eval()
         assert model(torch.randn(2, LOOK_BACK, 11)).values.shape == (2, HORIZON, 11)
 
+    # which keys and delays ProbSparse attention and auto-correlation read depends on the data
+    @pytest.mark.parametrize("mixer", sorted({*MIXERS.names()} - {"probsparse", "autocorrelation"}))
+    def test_every_variate_reads_all_others_and_the_calendar(self, mixer: str) -> None:
+        cls = MIXERS.get(mixer)
+        options = {"heads": 4} if "heads" in {field.name for field in dataclasses.fields(cls)} else {}
+        info = series(4)
+        model = build(small("itransformer", mixer=cls(**options), layers=1), info).eval()
+        history, marks, _ = batch(info)
+        assert marks is not None
+        history.requires_grad_(), marks.requires_grad_()
+        values = model(history, marks).values
+        for variate in range(4):
+            read = torch.autograd.grad(values[..., variate].sum(), (history, marks), retain_graph=True)
+            assert all(part.abs().sum(dim=(0, 1)).gt(1e-6).all() for part in read), variate
+
+    @pytest.mark.parametrize("mixer", ["scan", "selective_scan"])
+    def test_one_direction_can_be_asked_for(self, mixer: str) -> None:
+        info = series(4, marks=0)
+        model = build(small("itransformer", mixer=MIXERS.get(mixer)(bidirectional=False)), info).eval()
+        history = batch(info)[0].requires_grad_()
+        model(history).values[..., 1].sum().backward()
+        assert history.grad is not None
+        assert history.grad.abs().sum(dim=(0, 1)).gt(1e-6).tolist() == [True, True, False, False]
+
     def test_order_of_variates_does_not_matter(self) -> None:
         info = series(5)
         model = build(small("itransformer"), info).eval()
