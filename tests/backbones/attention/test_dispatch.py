@@ -177,4 +177,4 @@ def test_steering_needs_no_torch_and_attending_no_xformers():
         "a.set_default(None); attend(x, x, x); a.explain('cpu')\n"
         "assert 'xformers' not in sys.modules and 'natten' not in sys.modules\n"
     )
-    subprocess.run([sys.executable, "-c", script], check=True)
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
