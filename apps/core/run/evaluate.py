@@ -22,7 +22,7 @@ from apps.core.run.loggers import build_loggers, closing
 from apps.core.run.module import EvalSplit, GraftModule, plain_info
 from apps.core.run.provenance import provenance
 from apps.core.run.scoring import Outcome
-from apps.core.run.trainer import build_trainer
+from apps.core.run.trainer import build_trainer, refuse_impossible
 from apps.core.task import Task, VerbOptions
 from graftwork.errors import UserError
 
@@ -46,6 +46,7 @@ def evaluate(task: Task, config: AppConfig, options: VerbOptions, verb: Literal[
     Raises:
         UserError: No weights are named, they do not fit, or the data lacks the split.
     """
+    refuse_impossible(config, task.name)
     data = prepared_data(config)
     data.split(SPLITS[verb])
     module = prepared_module(task, config, options, data)

@@ -30,7 +30,7 @@ from apps.core.run.loggers import MetricsFile, build_loggers, closing
 from apps.core.run.module import GraftModule, misfits
 from apps.core.run.processes import is_first_process
 from apps.core.run.provenance import provenance
-from apps.core.run.trainer import build_trainer
+from apps.core.run.trainer import build_trainer, refuse_impossible
 from apps.core.task import Task, VerbOptions
 from graftwork.errors import ConfigError, UserError, WeightsError
 
@@ -67,6 +67,7 @@ def fit(task: Task, config: AppConfig, options: VerbOptions) -> int:
         UserError: Something that the user can mend; the checkpoints of before are intact.
     """
     refuse_overwriting(config, options)
+    refuse_impossible(config, task.name)
     data = prepared_data(config)
     module = prepared_module(task, config, options, data)
     start = find_start(task, config, options)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
+import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +17,7 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from apps.core.checkpoints.io import AtomicCheckpointIO
 from apps.core.config import AppConfig, TrainerConfig
-from graftwork.errors import ConfigError
+from graftwork.errors import ConfigError, MissingPackageError
 
 
 def build_trainer(
@@ -57,9 +59,49 @@ def build_trainer(
             enable_progress_bar=any(isinstance(callback, pl.callbacks.ProgressBar) for callback in callbacks),
             enable_checkpointing=any(isinstance(callback, pl.callbacks.Checkpoint) for callback in callbacks),
         )
-    except (MisconfigurationException, ValueError, TypeError, ImportError, RuntimeError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise ConfigError(first.rstrip("."), "trainer", "Run doctor to see what this machine has") from error
+    except (MisconfigurationException, ValueError, TypeError, KeyError, ImportError, RuntimeError) as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        where = _option_at_fault(first, settings)
+        raise ConfigError(first.rstrip("."), where, "Run doctor to see what this machine has") from error
+
+
+def refuse_impossible(config: AppConfig, task: str) -> None:
+    """Stop before the data is read where this machine, or the way it was started, cannot do what is asked for.
+
+    Args:
+        config: The app's configuration.
+        task: Name of the app, for the command to use instead.
+
+    Raises:
+        ConfigError: Several machines are asked for, and no launcher has started this process on each.
+        MissingPackageError: ``torch.compile`` lacks a package.
+    """
+    settings = config.trainer
+    if settings.num_nodes > 1 and not any(os.environ.get(name) for name in _LAUNCHED):
+        raise ConfigError(
+            f"num_nodes={settings.num_nodes}, but only this process was started; it would wait for the others forever",
+            "trainer",
+            f"Start it on each machine: torchrun --nnodes {settings.num_nodes} --nproc_per_node {settings.devices} "
+            f"--rdzv_backend c10d --rdzv_endpoint HOST:29500 -m apps.{task} fit ...; or use srun",
+        )
+    if settings.compile and importlib.util.find_spec("setuptools") is None:
+        raise MissingPackageError(
+            "trainer.compile=True needs the package 'setuptools'",
+            mend="Install it with: pip install setuptools; or drop --trainer.compile",
+        )
+
+
+_LAUNCHED = ("MASTER_ADDR", "SLURM_JOB_ID", "TORCHELASTIC_RUN_ID")
+
+
+def _option_at_fault(message: str, settings: TrainerConfig) -> str:
+    """Key of the option that Lightning's message speaks of; the section where it cannot be told."""
+    text = message.lower()
+    options = ("precision", "strategy", "accelerator", "devices", "num_nodes", "max_epochs")
+    quoted = {name: f"'{getattr(settings, name)}'".lower() for name in options}
+    found = [name for name, value in quoted.items() if value != "'auto'" and value in text]
+    found += [name for name in options if name in text]
+    return f"trainer.{found[0]}" if found else "trainer"
 
 
 def _options(settings: TrainerConfig) -> dict[str, Any]:

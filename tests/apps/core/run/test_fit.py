@@ -270,6 +270,7 @@ def test_the_moving_average_is_what_is_validated_and_kept(tmp_path, monkeypatch)
 
 def test_compiled_models_leave_the_same_names(tmp_path, monkeypatch):
     called = []
+    monkeypatch.setattr("apps.core.run.trainer.importlib.util.find_spec", lambda name: name)
     monkeypatch.setattr("torch.nn.Module.compile", lambda self, *a, **k: called.append(self))
     assert run(tmp_path / "run", **{"trainer.compile": True, "trainer.max_epochs": 1}) == 0
     state = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
