@@ -45,13 +45,13 @@ def unflatten(tree: Mapping[str, Any]) -> Tree:
         for part in parts[:-1]:
             deeper = place.setdefault(part, {})
             if not isinstance(deeper, dict):  # 'model: flow' stood before 'model.width: 1'
-                deeper = place[part] = named(deeper)
+                deeper = place[part] = {} if deeper is None else named(deeper)
             place = deeper
         last = parts[-1]
         if isinstance(value, dict) and isinstance(place.get(last), dict):
             place[last] = place[last] | value
         elif isinstance(place.get(last), dict) and last in place:
-            place[last] = place[last] | named(value)
+            place[last] = place[last] | ({} if value is None else named(value))
         else:
             place[last] = value
     return result
@@ -76,7 +76,8 @@ def merge(default: Any, below: Mapping[str, Any], layer: Mapping[str, Any], foun
         default: Dataclass instance that says which keys are components.
         below: What is merged so far.
         layer: What comes on top.
-        found: Takes a sentence for each component name that does not exist; what stands below it is left out.
+        found: Takes a sentence for each component name that does not exist, and for each value that stands where a
+            section belongs; what stands below it is left out. A section without content is none.
         prefix: Dotted key of ``default``.
     """
     fields = {field.name: field for field in dataclasses.fields(default)}
@@ -84,9 +85,16 @@ def merge(default: Any, below: Mapping[str, Any], layer: Mapping[str, Any], foun
     for key, value in layer.items():
         field, where = fields.get(key), f"{prefix}{key}"
         current = getattr(default, key, None)
-        if field is not None and registry_of(field) is not None:
+        component = field is not None and registry_of(field) is not None
+        section = field is not None and not component and dataclasses.is_dataclass(current)
+        if value is None and (component or section):
+            continue
+        if section and not isinstance(value, Mapping):
+            text = f"{where}={value!r}: {where} must be a section of 'key: value' pairs; see --help for its keys"
+            found += [text] if text not in found else []
+        elif field is not None and component:
             merged[key] = _merge_component(field, current, merged.get(key), named(value), found, where)
-        elif field is not None and dataclasses.is_dataclass(current) and isinstance(value, Mapping):
+        elif section:
             merged[key] = merge(current, merged.get(key) or {}, value, found, f"{where}.")
         elif isinstance(value, Mapping) and isinstance(merged.get(key), Mapping):
             merged[key] = {**merged[key], **value}
@@ -101,6 +109,7 @@ def _merge_component(
     registry = registry_of(field)
     if registry is None:
         return layer
+    layer = {key: value for key, value in layer.items() if key != "name" or value is not None}
     old = named(below) if below is not None else {}
     old_name = old.get("name", registry.name_of(current) if current is not None else registry.default)
     name = str(layer.get("name", old_name))

@@ -141,6 +141,39 @@ def _wrong_value(leaf: Leaf, raw: Any) -> str:
         names = ", ".join(str(a) or "''" for a in allowed)
         hint = f"did you mean {' or '.join(close)}?" if close else f"choose from {names}"
         return f"{leaf.key}={raw!r} is no known value; {hint}"
-    name = leaf.type.__name__ if isinstance(leaf.type, type) and not typing.get_args(leaf.type) else str(leaf.type)
-    words = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text"}
-    return f"{leaf.key}={raw!r} must be {words.get(name, name)}"
+    return f"{leaf.key}={raw!r} must be {_kind(leaf.type)}{_example(leaf)}"
+
+
+_KINDS: dict[Any, str] = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "text",
+    dict: "'key: value' pairs",
+    type(None): "null",
+}
+_SEVERAL: dict[Any, str] = {int: "whole numbers", float: "numbers", bool: "values true or false", str: "words"}
+_COUNTS = {2: "two", 3: "three", 4: "four"}
+
+
+def _kind(annotation: Any) -> str:
+    """What a value of a type looks like, in words."""
+    origin, parts = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin in (tuple, list):
+        fixed = origin is tuple and Ellipsis not in parts
+        items = _SEVERAL.get(parts[0], "values") if parts else "values"
+        return f"{_COUNTS.get(len(parts), len(parts))} {items}" if fixed else f"a list of {items}"
+    if origin is dict:
+        return _KINDS[dict]
+    if origin is typing.Literal:
+        return " or ".join(str(part) for part in parts)
+    if parts:
+        return " or ".join(_kind(part) for part in parts)
+    return _KINDS.get(annotation, getattr(annotation, "__name__", str(annotation)))
+
+
+def _example(leaf: Leaf) -> str:
+    """An example for a list: its default, where that has anything in it."""
+    if isinstance(leaf.default, tuple | list) and leaf.default:
+        return f", for example --{leaf.key} {','.join(str(item) for item in leaf.default)}"
+    return ""

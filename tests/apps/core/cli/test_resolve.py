@@ -9,6 +9,7 @@ from typing import Any, Literal
 import pytest
 import yaml
 
+from apps.core.cli.layers import unflatten
 from apps.core.cli.resolve import config_from_plain, resolve, to_yaml
 from apps.core.cli.schema import to_plain
 from graftwork.components import Registry, component
@@ -48,6 +49,10 @@ class Big:
     """Width."""
     rates: tuple[float, ...] = ()
     """Rates."""
+    shares: tuple[float, float, float] = (0.7, 0.1, 0.2)
+    """Shares."""
+    bound: int | None = None
+    """Bound."""
     mixer: Any = component(MIXERS)
 
     def problems(self) -> Iterator[str]:
@@ -166,6 +171,11 @@ def test_yaml_resolves_to_itself():
         ({"optim.name": "adm"}, ["optim.name='adm'", "adam"]),
         ({"flag": "7"}, ["flag='7'", "true or false"]),
         ({"model.width": "3"}, ["model.width=3 must be even; try 4"]),
+        ({"model.rates": "a,b"}, ["model.rates='a,b' must be a list of numbers"]),
+        ({"model.shares": "1"}, ["model.shares='1' must be three numbers, for example --model.shares 0.7,0.1,0.2"]),
+        ({"model.bound": "x"}, ["model.bound='x' must be a whole number or null"]),
+        ({"published": "5"}, ["published='5' must be 'key: value' pairs"]),
+        ({"optim": "5"}, ["optim='5': optim must be a section of 'key: value' pairs"]),
         ({"model.name": "custom:nowhere.Config"}, ["nowhere"]),
         ({"model.name": "custom:yaml.YAMLError"}, ["build()"]),
     ],
@@ -196,3 +206,13 @@ def test_custom_component_from_outside(tmp_path, monkeypatch):
     assert config.model.build() == "mine"
     assert config.model.depth == 5
     assert to_plain(config)["model"]["name"] == "custom:my_pkg.Mine"
+
+
+@pytest.mark.parametrize("text", ["model:\noptim:\n", "model: {name: }\n", "optim:\noptim.lr: 0.1\n", "model.mixer:\n"])
+def test_an_empty_section_is_none(text):
+    assert resolve(App, [unflatten(yaml.safe_load(text))], {}) == App()
+    assert resolve(App, [unflatten(yaml.safe_load(text))], {"model.width": "64"}).model.width == 64
+
+
+def test_an_empty_section_keeps_what_lies_below():
+    assert resolve(App, [{"model": {"name": "small", "width": 5}}, {"model": None}], {}).model == Small(width=5)
