@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
+import math
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from graftwork.errors import UserError
 
@@ -65,6 +69,19 @@ def replace_file(path: Path, content: str | bytes | memoryview, option: str = _O
     finally:
         with contextlib.suppress(OSError):
             unfinished.unlink(missing_ok=True)
+
+
+def json_text(value: Any) -> str:
+    """JSON that every reader takes: numbers that are not finite become null, unknown objects their text."""
+    return json.dumps(_finite(value), indent=2, ensure_ascii=False, default=str, allow_nan=False) + "\n"
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(part) for key, part in value.items()}
+    return [_finite(part) for part in value] if isinstance(value, list | tuple) else value
 
 
 def clean_unfinished(folder: Path) -> list[Path]:

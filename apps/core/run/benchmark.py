@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import torch
 from apps.core.inference.load import choose_device, load_module
 from apps.core.report.numbers import latency, number, size
 from apps.core.report.table import print_table
-from apps.core.run.atomic import check_place, replace_file
+from apps.core.run.atomic import check_place, json_text, replace_file
 from apps.core.run.machine import machine
 from apps.core.run.workload import affordable, flops, forward_call, parameter_count, to_device, train_call
 from apps.core.task import Task, VerbOptions
@@ -48,7 +47,7 @@ def benchmark(task: Task, config: Any, options: VerbOptions) -> int:
     figures["machine"] = machine(device)
     show(figures)
     if options.json:
-        replace_file(Path(options.json), json.dumps(figures, indent=2) + "\n", "--json")
+        replace_file(Path(options.json), json_text(figures), "--json")
     return 0
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from apps.core.config import RunConfig
-from apps.core.run.atomic import cannot_write, clean_unfinished, replace_file
+from apps.core.run.atomic import cannot_write, clean_unfinished, json_text, replace_file
 from apps.core.run.processes import RUN_DIR, is_first_process, shared_stamp, started_elsewhere
 from graftwork.errors import UserError
 
@@ -144,13 +144,13 @@ class RunFolder:
 
     def write_provenance(self, facts: Mapping[str, Any]) -> None:
         """Keep where the run comes from, see :func:`apps.core.run.provenance.provenance`."""
-        self._write("provenance.json", _json(facts))
+        self._write("provenance.json", json_text(facts))
         if facts.get("diff"):
             self._write("git.diff", str(facts["diff"]))
 
     def save_results(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Keep result rows: dicts with ``metric``, ``value``, ``baseline``, ``published``, ``samples``, ``split``."""
-        self._write("results.json", _json(list(rows)))
+        self._write("results.json", json_text(list(rows)))
 
     def results(self) -> list[dict[str, Any]]:
         """Result rows kept so far."""
@@ -172,7 +172,7 @@ class RunFolder:
             replace_file(path, drawn.getbuffer())
             entry = {"file": path.name, "section": section, "caption": picture.caption, "score": score}
             others = [old for old in self._read("media/index.json", []) if old.get("file") != path.name]
-            self._write("media/index.json", _json([*others, entry]))
+            self._write("media/index.json", json_text([*others, entry]))
         return path
 
     def clear_pictures(self) -> None:
@@ -183,7 +183,7 @@ class RunFolder:
 
     def note(self, key: str, value: Any) -> None:
         """Keep a plain value under ``key`` in ``notes.json``; an older value is replaced."""
-        self._write("notes.json", _json({**self.notes(), key: value}))
+        self._write("notes.json", json_text({**self.notes(), key: value}))
 
     def notes(self) -> dict[str, Any]:
         """Everything noted so far."""
@@ -199,10 +199,6 @@ class RunFolder:
             return json.loads((self.path / name).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return otherwise
-
-
-def _json(value: Any) -> str:
-    return json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n"
 
 
 def _natural(name: str) -> list[tuple[int, str]]:

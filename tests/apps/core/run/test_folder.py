@@ -9,6 +9,8 @@ from matplotlib.figure import Figure
 
 from apps.core.config import RunConfig
 from apps.core.protocols import Picture
+from apps.core.report.report import write_report
+from apps.core.report.table import format_rows
 from apps.core.run.folder import RunFolder
 from apps.core.run.processes import RUN_DIR
 from apps.core.run.provenance import provenance
@@ -92,3 +94,21 @@ def test_provenance_tells_where_a_run_comes_from():
     assert facts["command"] == "python -m apps.toy fit --config 'a b.yaml'"
     assert facts["seed"] == 3 and facts["torch"] and facts["python"] and facts["cpu"]
     json.dumps(facts)
+
+
+def test_what_is_not_finite_is_null_in_the_files(tmp_path):
+    folder = RunFolder.create("toy", RunConfig(dir=str(tmp_path / "run")), "")
+    nan, inf = float("nan"), float("inf")
+    folder.save_results([{"metric": "mse", "value": nan, "baseline": inf, "published": None, "samples": 3}])
+    folder.note("tables", {"by step": ({"step": 1, "mse": -inf},)})
+
+    def strict(name):
+        refuse = pytest.fail
+        return json.loads((folder.path / name).read_text(), parse_constant=lambda word: refuse(f"{name} holds {word}"))
+
+    assert strict("results.json")[0] == {
+        "metric": "mse", "value": None, "baseline": None, "published": None, "samples": 3,
+    }  # fmt: skip
+    assert strict("notes.json")["tables"] == {"by step": [{"step": 1, "mse": None}]}
+    assert "mse" in write_report(folder).read_text()
+    assert format_rows(folder.results())[1][0] == "mse"
