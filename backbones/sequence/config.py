@@ -136,12 +136,16 @@ class SelectiveScanMixerConfig:
     """Inner channels per channel of the width."""
     bidirectional: bool | None = None
     """Add a second block that reads the tokens backwards, as S-Mamba does; null: unless the model is causal."""
+    rank: int | None = None
+    """Channels the step size of the scan is made from; null: a sixteenth of the width, rounded up."""
 
     def problems(self) -> Iterator[str]:
         """Yield what is wrong with the values, a sentence each."""
         for name in ("state_size", "kernel", "expand"):
             if getattr(self, name) < 1:
                 yield f"{name}={getattr(self, name)} must be at least 1"
+        if self.rank is not None and self.rank < 1:
+            yield f"rank={self.rank} must be at least 1; null takes a sixteenth of the width"
 
     def build(self, width: int, *, causal: bool = False) -> Mixer:
         """The mixer for tokens of ``width`` channels.
@@ -159,6 +163,7 @@ class SelectiveScanMixerConfig:
             expand=self.expand,
             bidirectional=both,
             causal=causal,
+            rank=self.rank,
         )
 
 

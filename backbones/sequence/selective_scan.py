@@ -45,6 +45,9 @@ class SelectiveScanMixer(Mixer):
         expand: Inner channels per channel.
         bidirectional: Add the reverse block.
         causal: Accepted for the common interface; the block is causal unless ``bidirectional``.
+        rank: Channels the step size is made from; ceil(width / 16) if omitted.
+        conv_bias: Whether the convolution has a bias.
+        bias: Whether the projections into and out of the block have one.
 
     Source: Gu and Dao 2023, section 3.4; reverse block: Wang et al. 2024 (S-Mamba).
     """
@@ -57,24 +60,32 @@ class SelectiveScanMixer(Mixer):
         expand: int = 2,
         bidirectional: bool = False,
         causal: bool = False,
+        *,
+        rank: int | None = None,
+        conv_bias: bool = True,
+        bias: bool = False,
     ) -> None:
         super().__init__(width, causal=not bidirectional)
         self.supports_state = not bidirectional
         self.kernel = kernel
         self.state_size = state_size
         inner = expand * width
-        self.rank = math.ceil(width / 16)
-        self.in_proj = nn.Linear(width, 2 * inner, bias=False)
-        self.conv1d = nn.Conv1d(inner, inner, kernel, groups=inner)
+        self.rank = rank or math.ceil(width / 16)
+        self.in_proj = nn.Linear(width, 2 * inner, bias=bias)
+        self.conv1d = nn.Conv1d(inner, inner, kernel, groups=inner, bias=conv_bias)
         self.x_proj = nn.Linear(inner, self.rank + 2 * state_size, bias=False)
         self.dt_proj = nn.Linear(self.rank, inner)
         self.A_log = nn.Parameter(torch.arange(1, state_size + 1, dtype=torch.float32).log().repeat(inner, 1))
         self.D = nn.Parameter(torch.ones(inner))
-        self.out_proj = nn.Linear(inner, width, bias=False)
+        self.out_proj = nn.Linear(inner, width, bias=bias)
         for parameter in (self.A_log, self.D):
             parameter._no_weight_decay = True  # type: ignore[attr-defined]
         self._reset_steps()
-        self.reverse = SelectiveScanMixer(width, state_size, kernel, expand) if bidirectional else None
+        self.reverse: SelectiveScanMixer | None = None
+        if bidirectional:
+            self.reverse = SelectiveScanMixer(
+                width, state_size, kernel, expand, rank=rank, conv_bias=conv_bias, bias=bias
+            )
 
     def _reset_steps(self) -> None:
         """Start with step sizes that are log-uniform between STEP_MIN and STEP_MAX."""

@@ -13,7 +13,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from graftwork.errors import ConfigError
 from tests.parity import adapters
+from tests.parity.adapters.forecasting_data import marks_of
 from tests.parity.case import Case
 
 Shapes = dict[str, tuple[int, ...]]
@@ -46,12 +48,21 @@ def encoder_layer(name: str, width: int, hidden: int) -> Shapes:
     return shapes | conv(f"{name}.conv2", width, hidden) | norm(f"{name}.norm1", width) | norm(f"{name}.norm2", width)
 
 
-def mamba_block(name: str, width: int, state: int, kernel: int, expand: int) -> Shapes:
-    inner, rank = expand * width, -(-width // 16)
-    shapes = linear(f"{name}.in_proj", 2 * inner, width, bias=False) | conv(f"{name}.conv1d", inner, 1, kernel)
+def mamba_block(
+    name: str,
+    width: int,
+    state: int,
+    kernel: int,
+    expand: int,
+    rank: int | None = None,
+    conv_bias: bool = True,
+    bias: bool = False,
+) -> Shapes:
+    inner, rank = expand * width, rank or -(-width // 16)
+    shapes = linear(f"{name}.in_proj", 2 * inner, width, bias) | conv(f"{name}.conv1d", inner, 1, kernel, conv_bias)
     shapes |= linear(f"{name}.x_proj", rank + 2 * state, inner, bias=False) | linear(f"{name}.dt_proj", inner, rank)
     shapes |= {f"{name}.A_log": (inner, state), f"{name}.D": (inner,)}
-    return shapes | linear(f"{name}.out_proj", width, inner, bias=False)
+    return shapes | linear(f"{name}.out_proj", width, inner, bias)
 
 
 def embedding(name: str, width: int, variates: int, embed: str, freq: str, bias: bool) -> Shapes:
@@ -289,7 +300,7 @@ def test_patchtst(patch: int, stride: int, look_back: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [{}, {"embed": "fixed"}, {"freq": "t"}, {"pred_len": 20}, {"expand": 1, "d_conv": 2}]
+    "change", [{}, {"embed": "fixed"}, {"freq": "t"}, {"pred_len": 20}, {"expand": 1, "d_conv": 2}, {"c_out": 1}]
 )
 def test_mamba_forecaster(change: dict[str, Any]) -> None:
     config: dict[str, Any] = {
@@ -301,10 +312,22 @@ def test_mamba_forecaster(change: dict[str, Any]) -> None:
     for i in range(2):
         shapes |= mamba_block(f"layers.{i}.mixer", 24, 8, config["d_conv"], config["expand"])
         shapes |= {f"layers.{i}.norm.weight": (24,)}
-    shapes |= linear("out_layer", 3, 24, bias=False)
+    shapes |= linear("out_layer", config["c_out"], 24, bias=False)
     marks = 4 if embed != "timeF" else MARKS[freq]
     case = made_case("mamba_forecaster", config, shapes, series(20, config["pred_len"], 5, 3, marks, embed != "timeF"))
-    assert run(case)["forecast"].shape == (2, config["pred_len"], 3)
+    forecast = run(case)["forecast"]
+    assert forecast.shape == (2, config["pred_len"], 3)
+    if config["c_out"] == 1:  # one curve, at the level and spread of each variate
+        history = case.inputs["x_enc"]
+        sigma = (history.var(1, keepdim=True, unbiased=False) + 1e-5).sqrt()
+        curves = (forecast - history.mean(1, keepdim=True)) / sigma
+        torch.testing.assert_close(curves, curves[..., :1].expand_as(curves), rtol=1e-3, atol=1e-4)
+
+
+def test_mamba_forecaster_refuses_columns_that_do_not_fit() -> None:
+    config = {"seq_len": 20, "pred_len": 6, "d_model": 24, "d_ff": 8, "e_layers": 1, "c_out": 2}
+    with pytest.raises(ConfigError, match=r"2 .*3"):
+        run(made_case("mamba_forecaster", config, {}, series(20, 6, 5, 3, 4, False)))
 
 
 @pytest.mark.parametrize(("positions", "activation"), [("learnable", "gelu"), ("fixed", "relu")])
@@ -330,8 +353,53 @@ def test_flow_attention(clamp: Any, title: str, sources: int) -> None:
     assert run(made_case("flow_attention", config, shapes, inputs, title=title))["y"].shape == (2, 11, 5)
 
 
+@pytest.mark.parametrize(
+    ("meta", "marks"),
+    [
+        ({}, "timeF"),
+        ({"timeenc": 1}, "timeF"),
+        ({"timeenc": "1"}, "timeF"),
+        ({"timeenc": True}, "timeF"),
+        ({"timeenc": "timeF, freq h"}, "timeF"),
+        ({"embed": "timeF"}, "timeF"),
+        ({"timeenc": 0}, "integer"),
+        ({"timeenc": "fixed"}, "integer"),
+        ({"embed": "learned"}, "integer"),
+    ],
+)
+def test_kind_of_marks(meta: dict[str, Any], marks: str) -> None:
+    assert marks_of(meta) == marks
+
+
+@pytest.mark.parametrize("timeenc", [0, 1])
+def test_hourly_protocol_has_four_marks(shared: Path, timeenc: int) -> None:
+    if not list((shared / "data").rglob("ETTh1.csv")):
+        pytest.skip("needs ETTh1.csv")
+    meta = {"file": "ETTh1.csv", "seq_len": 30, "label_len": 10, "pred_len": 5, "timeenc": timeenc}
+    case = made_case("ett_protocol", {}, {}, {}, **meta)
+    case.tensors |= {"output.train.first.x_mark": torch.zeros(30, 4), "output.train.first.y_mark": torch.zeros(15, 4)}
+    outputs = run(case)
+    marks = outputs["train.first.x_mark"]
+    assert marks.shape == (30, 4) and outputs["train.first.y_mark"].shape == (15, 4)
+    if timeenc:
+        assert marks.abs().max() <= 0.5
+    else:  # from 2016-07-01, a Friday, at midnight: month, day, weekday, hour
+        assert marks[0].tolist() == [7, 1, 4, 0] and marks[25].tolist() == [7, 2, 5, 1]
+
+
 def test_mamba_block_streams_to_its_final_state() -> None:
     config = {"d_model": 20, "d_state": 3, "d_conv": 5, "expand": 3}
     shapes = {key.removeprefix("x."): shape for key, shape in mamba_block("x", 20, 3, 5, 3).items()}
     outputs = run(made_case("mamba_block", config, shapes, {"x": torch.randn(2, 4, 20)}))
     assert outputs["final_conv_state"].shape == (2, 60, 5) and outputs["final_ssm_state"].shape == (2, 60, 3)
+
+
+@pytest.mark.parametrize("rank", [None, "auto", 5])
+@pytest.mark.parametrize("conv_bias", [False, True])
+@pytest.mark.parametrize("bias", [False, True])
+def test_mamba_block_options(rank: Any, conv_bias: bool, bias: bool) -> None:
+    config = {"d_model": 20, "d_state": 3, "conv_bias": conv_bias, "bias": bias}
+    config |= {} if rank is None else {"dt_rank": rank}
+    whole = mamba_block("x", 20, 3, 4, 2, 5 if rank == 5 else None, conv_bias, bias)
+    shapes = {key.removeprefix("x."): shape for key, shape in whole.items()}
+    assert run(made_case("mamba_block", config, shapes, {"x": torch.randn(2, 4, 20)}))["y"].shape == (2, 4, 20)

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from backbones.sequence.selective_scan import SelectiveScanMixer
 from torch import Tensor, nn
 
 from apps.forecasting.models.encoder_decoder import step_embedding
 from apps.forecasting.models.forecast import Forecast, Forecaster
 from apps.forecasting.models.info import SeriesInfo
 from apps.forecasting.models.normalisation import standardise
+from backbones.sequence.selective_scan import SelectiveScanMixer
+from graftwork.errors import ConfigError
 
 if TYPE_CHECKING:
     from apps.forecasting.models.config import MambaConfig
@@ -48,14 +49,23 @@ class MambaForecaster(Forecaster):
     Args:
         config: Sizes of the network.
         info: Sizes of the series; the horizon is at most the look-back.
+        columns: Series the last Linear gives: one for each variate if omitted, or one curve that every variate gets at
+            its own level and spread, which is what official weights with one output mean.
+
+    Raises:
+        ConfigError: ``columns`` is neither one nor the number of variates.
     """
 
-    def __init__(self, config: MambaConfig, info: SeriesInfo) -> None:
+    def __init__(self, config: MambaConfig, info: SeriesInfo, columns: int | None = None) -> None:
         super().__init__(info)
+        columns = columns or info.variates
+        if columns not in (1, info.variates):
+            mend = f"Use 1 or {info.variates}"
+            raise ConfigError(f"{columns} output columns do not fit the {info.variates} variates", mend=mend)
         self.embedding = step_embedding(config, info, info.variates, info.look_back)
         self.layers = nn.ModuleList(MambaLayer(config) for _ in range(config.layers))
         self.norm = nn.RMSNorm(config.width, eps=1e-5)
-        self.projection = nn.Linear(config.width, info.variates, bias=False)
+        self.projection = nn.Linear(config.width, columns, bias=False)
 
     def forward(
         self,

@@ -129,6 +129,19 @@ def test_keys_are_the_official_ones():
     }
 
 
+def test_rank_and_biases_can_be_chosen_in_both_directions():
+    mixer = create_mixer("selective_scan", 24, rank=5)
+    assert isinstance(mixer, SelectiveScanMixer) and mixer.reverse is not None
+    assert mixer.dt_proj.in_features == mixer.reverse.dt_proj.in_features == 5
+    biased = build(24, rank=5, conv_bias=False, bias=True, bidirectional=True)
+    biases = {name for name, _ in biased.named_parameters() if name.endswith("bias")}
+    own = {"in_proj.bias", "dt_proj.bias", "out_proj.bias"}
+    assert biases == own | {f"reverse.{name}" for name in own}
+    assert biased(torch.randn(2, 6, 24))[0].shape == (2, 6, 24)
+    with pytest.raises(ConfigError, match="rank=0"):
+        create_mixer("selective_scan", 24, rank=0)
+
+
 def test_autocast_keeps_the_state_in_single_precision():
     mixer = build()
     with torch.autocast("cpu", dtype=torch.bfloat16):

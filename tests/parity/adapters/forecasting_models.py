@@ -10,6 +10,7 @@ from apps.forecasting.models import config as configs
 from apps.forecasting.models.flowformer_classifier import FlowformerClassifier
 from apps.forecasting.models.forecast import Forecaster
 from apps.forecasting.models.info import SeriesInfo
+from apps.forecasting.models.mamba import MambaForecaster
 from backbones.sequence.config import FlowMixerConfig, SoftmaxMixerConfig
 from checkpoints.keymap import KeyMap, load_official
 from checkpoints.official.forecasting import KEYMAPS
@@ -74,9 +75,9 @@ def encoder_taps(layers: int) -> dict[str, Tap]:
     return taps
 
 
-def run_forecaster(case: Case, config: Any, keymap: KeyMap, taps: dict[str, Tap]) -> dict[str, Tensor]:
-    """Build, load and run a forecaster that decodes nothing."""
-    model = config.build(series_info(case)).eval()
+def run_forecaster(case: Case, model: Forecaster, keymap: KeyMap, taps: dict[str, Tap]) -> dict[str, Tensor]:
+    """Load and run a forecaster that decodes nothing."""
+    model.eval()
     load_official(model, case.weights, keymap)
     history, marks = case.inputs["x_enc"], case.inputs.get("x_mark_enc")
     with record(model, taps) as seen:
@@ -100,7 +101,7 @@ def itransformer(case: Case, **changes: Any) -> dict[str, Tensor]:
     )
     for name, value in changes.items():
         setattr(config, name, value)
-    return run_forecaster(case, config, KEYMAPS["itransformer"], encoder_taps(config.layers))
+    return run_forecaster(case, config.build(series_info(case)), KEYMAPS["itransformer"], encoder_taps(config.layers))
 
 
 def iflowformer(case: Case) -> dict[str, Tensor]:
@@ -119,7 +120,7 @@ def smamba(case: Case) -> dict[str, Tensor]:
         activation=activation(official),
         instance_norm=bool(official.get("use_norm", True)),
     )
-    return run_forecaster(case, config, KEYMAPS["smamba"], encoder_taps(config.layers))
+    return run_forecaster(case, config.build(series_info(case)), KEYMAPS["smamba"], encoder_taps(config.layers))
 
 
 def patchtst(case: Case) -> dict[str, Tensor]:
@@ -136,7 +137,7 @@ def patchtst(case: Case) -> dict[str, Tensor]:
     )
     taps = encoder_taps(config.layers)
     taps["enc_embedding"] = taps["patch_embedding"] = Tap("patches")
-    return run_forecaster(case, config, KEYMAPS["patchtst"], taps)
+    return run_forecaster(case, config.build(series_info(case)), KEYMAPS["patchtst"], taps)
 
 
 def dlinear(case: Case) -> dict[str, Tensor]:
@@ -147,7 +148,7 @@ def dlinear(case: Case) -> dict[str, Tensor]:
         individual=bool(official.get("individual", individual)) or individual,
     )
     taps = {"decomp_seasonal": Tap("decomposition"), "decomp_trend": Tap("decomposition", index=1)}
-    return run_forecaster(case, config, KEYMAPS["dlinear"], taps)
+    return run_forecaster(case, config.build(series_info(case)), KEYMAPS["dlinear"], taps)
 
 
 def mamba(case: Case) -> dict[str, Tensor]:
@@ -164,7 +165,8 @@ def mamba(case: Case) -> dict[str, Tensor]:
     taps = {"embedding": Tap("embedding"), "enc_embedding": Tap("embedding"), "norm": Tap("norm")}
     for i in range(config.layers):
         taps[f"layer{i}"] = Tap(f"layers.{i}")
-    return run_forecaster(case, config, KEYMAPS["mamba"], taps)
+    model = MambaForecaster(config, series_info(case), columns=official.get("c_out"))
+    return run_forecaster(case, model, KEYMAPS["mamba"], taps)
 
 
 def flowformer_classifier(case: Case) -> dict[str, Tensor]:

@@ -35,11 +35,15 @@ def flow_attention(case: Case) -> dict[str, Tensor]:
 def mamba_block(case: Case) -> dict[str, Tensor]:
     """One pass for outputs and gradients; token by token for the final states."""
     official = case.config
+    rank = official.get("dt_rank", "auto")
     block = SelectiveScanMixer(
         official["d_model"],
         state_size=official.get("d_state", 16),
         kernel=official.get("d_conv", 4),
         expand=official.get("expand", 2),
+        rank=None if rank in ("auto", None) else int(rank),
+        conv_bias=bool(official.get("conv_bias", True)),
+        bias=bool(official.get("bias", False)),
     ).eval()
     keymap, inputs = KEYMAPS["selective_scan"], case.inputs["x"]
     load_official(block, case.weights, keymap)
