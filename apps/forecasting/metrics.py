@@ -45,8 +45,8 @@ class _Errors(nn.Module):
         self.absolute.update(error)
         self.squared.update(error.square())
         units, truth = values.double() * scale + mean, target.double() * scale + mean
-        size = (units.abs() + truth.abs()).clamp_min(1e-12)
-        self.relative.update(200 * (units - truth).abs() / size)
+        size = units.abs() + truth.abs()
+        self.relative.update(torch.where(size > 0, 200 * (units - truth).abs() / size, 0.0))  # both 0: no error
 
     def compute(self) -> tuple[Tensor, Tensor, Tensor]:
         """The three means, [horizon, outputs] each."""
@@ -100,17 +100,19 @@ class ForecastMetrics(nn.Module):
         levels = torch.tensor(self.levels, dtype=torch.float64, device=target.device)
         error = target.double().unsqueeze(-1) - quantiles.double()
         self.pinball.update(torch.maximum(levels * error, (levels - 1) * error).flatten(0, -2))
-        low, high = quantiles[..., 0], quantiles[..., -1]
-        self.coverage.update(((target >= low) & (target <= high)).double().flatten())
+        if len(self.levels) < 2:
+            return  # no band
+        self.coverage.update(((target >= quantiles[..., 0]) & (target <= quantiles[..., -1])).double().flatten())
 
     def compute(self) -> dict[str, float]:
         """MSE and MAE of scaled values, MASE, sMAPE; for quantiles pinball loss and the share of truths in the band.
 
-        The latter is named after what the band promises: ``coverage_80`` should be 0.8.
+        The latter is named after what the band promises: ``coverage_80`` should be 0.8. One level makes no band.
         """
         result = self._headline(self.errors)
         if self.levels:
             result["pinball"] = float(self.pinball.compute().mean())
+        if len(self.levels) > 1:
             result[f"coverage_{100 * (self.levels[-1] - self.levels[0]):.0f}"] = float(self.coverage.compute())
         return result
 

@@ -21,7 +21,7 @@ from datamodules.forecasting.csv import FIRST_LINE, find_file, read_frame
 from datamodules.forecasting.frame import complete, frame_to_read, series_from_array, to_table
 from datamodules.forecasting.grid import fits_grid
 from datamodules.forecasting.series import Series
-from graftwork.errors import DataError
+from graftwork.errors import DataError, UserError
 from graftwork.names import nearest
 
 if TYPE_CHECKING:
@@ -98,30 +98,31 @@ class SeriesPredictor:
         import pandas as pd
 
         if isinstance(data, pd.DataFrame):
-            series = self._series(data, "data frame")
-        else:
-            series = series_from_array(data, frequency or self.info.frequency, start, self.info.array_columns, "data")
-        return self.forecast(series)
+            return self.forecast(self._series(data, "data frame"), "data frame")
+        series = series_from_array(data, frequency or self.info.frequency, start, self.info.array_columns, "data")
+        return self.forecast(series, "data")
 
     def predict_file(self, source: str | Path, output: str | Path | None = None) -> list[Path]:
         """Forecast the steps after a CSV file.
 
         Args:
             source: CSV file with the columns of training.
-            output: CSV file to write; ``<source>_forecast.csv`` beside the source if omitted. A picture with the same
-                stem is written next to it.
+            output: CSV file to write, or a folder for ``<source>_forecast.csv``; beside the source if omitted. A
+                picture with the same stem is written next to it.
 
         Returns:
             The files written.
 
         Raises:
             DataError: The file is missing or unsuitable.
+            UserError: The output would overwrite the source or be overwritten by the picture, or cannot be written.
         """
         path = find_file(str(source))
+        try:
+            target, picture = _targets(path, output)
+        except OSError as error:
+            raise _unwritable(error, f"--output {output}") from error
         forecast = self.forecast(self._series(read_frame(path, self._reading()), str(path), FIRST_LINE), str(path))
-        target = Path(output) if output else path.with_name(f"{path.stem}_forecast.csv")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        picture = target.with_suffix(".png")
         _write_atomically(target, lambda file: forecast.frame().to_csv(file, float_format="%.10g"))
         figure = forecast.figure()
         _write_atomically(picture, lambda file: figure.savefig(file, dpi=120, format="png"))
@@ -135,11 +136,12 @@ class SeriesPredictor:
             raise DataError(
                 f"{len(series)} rows, but the model looks back over {self.info.look_back}", where, "Give more history"
             )
-        prediction, times = self._run(series)
+        prediction, times = self._run(series, where)
         quantiles = {} if prediction.quantiles is None else self._quantiles(prediction.quantiles)
-        return SeriesForecast(
-            self.info.output_names, times, self._units(prediction.values), quantiles, self._outputs(series)
-        )
+        values = self._units(prediction.values)
+        if not all(np.isfinite(numbers).all() for numbers in (values, *quantiles.values())):
+            raise self._not_finite(series, where)
+        return SeriesForecast(self.info.output_names, times, values, quantiles, self._outputs(series))
 
     def _reading(self) -> CsvConfig:
         """How to read new data: as the training data was read, but only the columns that the model knows."""
@@ -182,10 +184,28 @@ class SeriesPredictor:
                 f"Give rows of step {trained}, or train a model on step {found}",
             )
 
-    def _run(self, series: Series) -> tuple[Forecast, pd.DatetimeIndex]:
+    def _scaled(self, series: Series) -> NDArray[np.float64]:
+        """Standardised last rows, [L, N]; infinite where a value is beyond float64."""
+        with np.errstate(over="ignore"):
+            return (series.values[-self.info.look_back :] - np.array(self.info.mean)) / np.array(self.info.scale)
+
+    def _not_finite(self, series: Series, where: str) -> DataError:
+        """The error for rows that the model cannot compute with; names the value furthest from its training mean."""
+        scaled = np.abs(self._scaled(series))
+        row, column = np.unravel_index(int(np.argmax(scaled)), scaled.shape)
+        when, value = series.index[-self.info.look_back :][row], series.values[-self.info.look_back :][row, column]
+        what = (
+            f"the forecast is not finite; furthest from its training data is column '{series.names[column]}' with "
+            f"{value:.6g} at {when}, its training mean is {self.info.mean[column]:.6g}"
+        )
+        return DataError(what, where, "Check the units of the column, or mend the value")
+
+    def _run(self, series: Series, where: str) -> tuple[Forecast, pd.DatetimeIndex]:
         info = self.info
         rows = slice(len(series) - info.look_back, len(series))
-        scaled = (series.values[rows] - np.array(info.mean)) / np.array(info.scale)
+        scaled = self._scaled(series)
+        if np.abs(scaled).max() > np.finfo(np.float32).max:
+            raise self._not_finite(series, where)
         past = calendar_marks(series.index[rows], info.frequency, info.marks)
         times, ahead = future_marks(series.index[-1], info.frequency, info.horizon, info.marks)
         batch = {"history": scaled, "history_marks": past, "future_marks": ahead}
@@ -207,7 +227,42 @@ class SeriesPredictor:
         return series.select(self.info.output_names)
 
 
+def _targets(source: Path, output: str | Path | None) -> tuple[Path, Path]:
+    """The CSV file and the picture to write, neither of them the source or the other."""
+    name = f"{source.stem.removesuffix('.csv')}_forecast.csv"  # of data.csv.gz too
+    target = Path(output).expanduser() if output else source.with_name(name)
+    if output and (str(output).endswith(("/", os.sep)) or target.is_dir()):
+        target = target / name
+    if target.suffix.lower() == ".png":
+        what = "a forecast is a CSV file, which its picture of the same name would overwrite"
+        raise UserError(
+            what, f"--output {output}", f"Write {target.with_suffix('.csv')}; the picture is written beside it"
+        )
+    picture = target.with_suffix(".png")
+    for path in (target, picture):
+        if path.exists() and path.samefile(source):
+            raise UserError(f"would overwrite the input {source}", f"--output {output}", "Choose another name")
+        if path.is_dir():
+            raise UserError("a folder is in the way", str(path), "Choose another name with --output")
+    blocked = next((parent for parent in target.parents if parent.exists()), None)
+    if blocked is not None and not blocked.is_dir():
+        raise UserError(f"cannot be written: {blocked} is no folder", f"--output {output}", "Choose another folder")
+    return target, picture
+
+
 def _write_atomically(path: Path, write: Any) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _write_and_rename(path, write)
+    except OSError as error:
+        raise _unwritable(error, str(path)) from error
+
+
+def _unwritable(error: OSError, where: str) -> UserError:
+    return UserError(f"cannot be written: {error.strerror}", where, "Choose another place with --output")
+
+
+def _write_and_rename(path: Path, write: Any) -> None:
     partial = path.with_name(f".{path.name}.part")
     try:
         with partial.open("wb") as file:

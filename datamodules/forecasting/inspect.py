@@ -39,11 +39,12 @@ def inspect_series(config: SeriesConfig) -> list[Finding]:
         config.check()
         if (table := _raw_table(config)) is not None:
             findings += [*_column_findings(table[0], table[2]), *_time_findings(*table)]
-        source = load(config)
+        for finding in _source_findings(load(config)):
+            findings.append(finding)  # those before an error stay
     except UserError as error:
         stop = f"{error.where}: {error.what}" if error.where else error.what
         return [*findings, Finding("error", stop, error.mend)]
-    return [*findings, *_source_findings(source)]
+    return findings
 
 
 def _raw_table(config: SeriesConfig) -> tuple[pd.DataFrame, CsvConfig, Path] | None:
@@ -133,7 +134,7 @@ def _published_finding(where: str, variant: str) -> Finding:
 
 def _shift_findings(source: SeriesSource) -> Iterator[Finding]:
     """Columns whose evaluation rows look nothing like the training rows: they would drown every other in the score."""
-    scaled = source.standardiser.apply(source.series.values)
+    scaled = source.scaled
     for split in SPLITS[1:]:
         spread = np.sqrt((scaled[source.borders.span(split).slice] ** 2).mean(axis=0))
         for name, size in zip(source.series.names, spread.tolist(), strict=True):

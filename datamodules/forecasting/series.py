@@ -77,6 +77,9 @@ class Series:
         return self.select([*others, chosen])
 
 
+_TOO_LARGE = "Mend these values, give the column a larger unit, or choose other columns with --data.columns"
+
+
 def target_name(names: Sequence[str], target: str | None = None) -> str:
     """The column to forecast: the one asked for, else ``"OT"`` if there is one, else the last."""
     return target or ("OT" if "OT" in names else names[-1])
@@ -110,9 +113,17 @@ class Standardiser:
         Args:
             values: [T, N] training rows.
             names: [N] column names.
+
+        Raises:
+            DataError: A column has no finite mean and deviation: its numbers are too large for their squares.
         """
-        mean, deviation = values.mean(axis=0), values.std(axis=0)
-        scale = np.where(constant_columns(values), 1.0, deviation)
+        with np.errstate(over="ignore", invalid="ignore"):
+            mean, deviation = values.mean(axis=0), values.std(axis=0)
+            scale = np.where(constant_columns(values), 1.0, deviation)
+        for name, good, column in zip(names, np.isfinite(mean) & np.isfinite(scale), values.T, strict=True):
+            if not good:
+                what = f"column '{name}' has no finite mean and deviation over the training rows: its values run from "
+                raise DataError(f"{what}{column.min():.6g} to {column.max():.6g}", mend=_TOO_LARGE)
         return cls(names, tuple(mean.tolist()), tuple(scale.tolist()))
 
     @classmethod
@@ -173,5 +184,7 @@ class Standardiser:
 
 def constant_columns(values: NDArray[np.float64]) -> NDArray[np.bool_]:
     """Which columns of [T, N] have one value throughout, up to the rounding of float64."""
-    rounding = 4 * np.finfo(np.float64).eps * np.abs(values.mean(axis=0))
-    return (np.ptp(values, axis=0) == 0) | (values.std(axis=0) <= rounding)
+    with np.errstate(over="ignore", invalid="ignore"):  # a deviation beyond float64 is not that of a constant
+        rounding = 4 * np.finfo(np.float64).eps * np.abs(values.mean(axis=0))
+        deviation = np.nan_to_num(values.std(axis=0), nan=np.inf)
+        return (np.ptp(values, axis=0) == 0) | ((deviation <= rounding) & np.isfinite(deviation))

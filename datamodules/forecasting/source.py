@@ -7,10 +7,15 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from datamodules.forecasting.borders import SplitBorders, SplitName, require_windows
 from datamodules.forecasting.calendar import calendar_marks, default_season, mark_count
 from datamodules.forecasting.config import SeriesConfig
+from datamodules.forecasting.missing import describe_cells
 from datamodules.forecasting.series import Series, Standardiser, constant_columns, output_count
+from graftwork.errors import DataError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -74,14 +79,31 @@ class SeriesSource:
         for name, constant in zip(self.series.names, constant_columns(training), strict=True):
             if constant:
                 logger.warning("%s: column '%s' is constant over the training rows; its scale is 1", self.where, name)
-        return Standardiser.fit(training, self.series.names)
+        try:
+            return Standardiser.fit(training, self.series.names)
+        except DataError as error:
+            raise DataError(error.what, self.where, error.mend) from error
+
+    @cached_property
+    def scaled(self) -> NDArray[np.float64]:
+        """Standardised values of all rows, [T, N].
+
+        Raises:
+            DataError: A value is beyond what models compute with (float32).
+        """
+        values = self.standardiser.apply(self.series.values)
+        beyond = np.abs(values) > np.finfo(np.float32).max
+        if beyond.any():
+            cells = describe_cells(beyond, self.series.index, self.series.names)
+            raise DataError(f"standardised values beyond the range of float32: {cells}", self.where, "Mend these cells")
+        return values
 
     @cached_property
     def tensors(self) -> tuple[Tensor, Tensor]:
         """Standardised values [T, N] and marks [T, M] of all rows, float32, shared by all splits."""
         import torch
 
-        values = self.standardiser.apply(self.series.values)
+        values = self.scaled
         marks = calendar_marks(self.series.index, self.series.frequency, self.config.marks)
         return torch.from_numpy(values).float(), torch.from_numpy(marks).float()
 

@@ -133,3 +133,21 @@ def test_losses_refuse_other_shapes():
         point_loss(torch.zeros(1, 2, 1), torch.zeros(1, 1, 1))
     with pytest.raises(ShapeError, match="levels"):
         pinball_loss(torch.zeros(1, 2, 1, 3), torch.zeros(1, 2, 1), (0.5,))
+
+
+@pytest.mark.parametrize("unit", [1.0, 1e-15, 1e-200])
+def test_smape_does_not_depend_on_the_unit(unit):
+    suite = ForecastMetrics(info(1, 1, scale=(unit,)))
+    suite.update(window([0.0] * 4, [1.0]), Forecast(torch.full((1, 1, 1), 3.0)))
+    assert suite.compute()["smape"] == pytest.approx(200 * 2 / 4)
+    suite.reset()
+    suite.update(window([0.0] * 4, [0.0]), Forecast(torch.zeros(1, 1, 1)))
+    assert suite.compute()["smape"] == 0
+
+
+def test_one_quantile_has_no_coverage():
+    suite = ForecastMetrics(info(1, 1), levels=(0.5,))
+    suite.update(window([0.0] * 4, [3.0]), Forecast(torch.zeros(1, 1, 1), torch.zeros(1, 1, 1, 1)))
+    got = suite.compute()
+    assert got["pinball"] == pytest.approx(1.5)
+    assert not [name for name in got if name.startswith("coverage")]

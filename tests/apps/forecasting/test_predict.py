@@ -7,14 +7,16 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from apps.forecasting.config import ForecastingConfig
 from apps.forecasting.models.config import LastValueConfig
+from apps.forecasting.models.forecast import Forecast
 from apps.forecasting.module import ForecastingModule
 from apps.forecasting.predict import SeriesPredictor
 from datamodules.forecasting.config import CsvConfig
 from datamodules.forecasting.info import ForecastingInfo
-from graftwork.errors import DataError, ShapeError
+from graftwork.errors import DataError, ShapeError, UserError
 
 NAMES = ("b", "c", "a")  # of the file: a, b, c
 
@@ -107,9 +109,67 @@ SHAPES = [((3, 400), r"\[3, 400\]"), ((20,), r"\[20\]"), ((2, 8, 3), r"\[2, 8, 3
 
 
 @pytest.mark.parametrize(("shape", "shown"), SHAPES)
-    ("shape", "shown"), [((3, 400), r"\[3, 400\]"), ((20,), r"\[20\]"), ((2, 8, 3), r"\[2, 8, 3\]")]
-)
 def test_arrays_of_another_shape(shape: tuple[int, ...], shown: str) -> None:
     with pytest.raises(ShapeError, match=rf"array {shown}; expected \[T, 3\] with columns a, b, c"):
         predictor()(np.zeros(shape))
     assert predictor(("a",))(np.zeros(20)).values.shape == (4, 1)
+
+
+HARMFUL = ["new.csv", "sub/../new.csv", "link.csv", "x.png", "x.PNG", "file/x.csv", "file/a/b.csv"]
+
+
+@pytest.mark.parametrize("output", HARMFUL)
+def test_outputs_that_would_harm_are_refused(output: str, tmp_path: Path) -> None:
+    source = write(tmp_path, frame())
+    before = source.read_bytes()
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "link.csv").symlink_to(source)
+    with pytest.raises(UserError, match="--output"):
+        predictor().predict_file(source, f"{tmp_path}/{output}")
+    assert source.read_bytes() == before
+    assert (tmp_path / "file").read_text() == "mine"
+    assert len(list(tmp_path.iterdir())) == 4
+
+
+def test_a_picture_never_overwrites_the_input(tmp_path: Path) -> None:
+    source = write(tmp_path, frame(), "new.png")
+    with pytest.raises(UserError, match="would overwrite the input"):
+        predictor().predict_file(source, tmp_path / "new.csv")
+
+
+@pytest.mark.parametrize(
+    ("output", "expected"),
+    [
+        ("here", "here/new_forecast.csv"),
+        ("new/", "new/new_forecast.csv"),
+        ("a/b.csv", "a/b.csv"),
+        (None, "new_forecast.csv"),
+    ],
+)
+def test_outputs_may_be_folders(output: str | None, expected: str, tmp_path: Path) -> None:
+    (tmp_path / "here").mkdir()
+    written = predictor().predict_file(write(tmp_path, frame()), output and f"{tmp_path}/{output}")
+    assert written == [tmp_path / expected, (tmp_path / expected).with_suffix(".png")]
+    assert all(path.stat().st_size for path in written)
+
+
+def test_an_output_that_cannot_be_written(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="cannot be written"):
+        predictor().predict_file(write(tmp_path, frame()), tmp_path / f"{'x' * 300}.csv")
+
+
+@pytest.mark.parametrize("value", [1e39, 1e300, -1.7e308])
+def test_values_beyond_the_model_are_named(value: float) -> None:
+    far = frame()
+    far.loc[9, "b"] = value
+    with pytest.raises(DataError, match="not finite") as caught:
+        predictor()(far)
+    assert f"column 'b' with {value:.6g} at 2024-01-01 09:00:00, its training mean is 0" in str(caught.value)
+
+
+def test_a_forecast_that_is_not_finite_is_refused() -> None:
+    ours = predictor()
+    ours.module.forecast = lambda batch: Forecast(batch["history"][:, :4] * torch.inf)  # type: ignore[method-assign]
+    with pytest.raises(DataError, match=r"data frame: the forecast is not finite.*column 'b' with 21"):
+        ours(frame())

@@ -101,3 +101,12 @@ def test_strength_of_a_season() -> None:
     assert strengths[2] == 0
     assert 0.2 < strengths[3] < 0.5
     assert seasonal_strength(np.ones((40, 1)), 24) is None
+
+
+def test_numbers_too_large_are_an_error(tmp_path: Path) -> None:
+    huge = daily_wave().assign(huge=1e300 * np.cos(HOURS))
+    found = findings(tmp_path, huge)
+    assert "column 'huge' has no finite mean and deviation" in said(found, "error")
+    late = daily_wave()
+    late.loc[390, "a"] = 1e300
+    assert "beyond the range of float32: 'a' 1 (first 2024-01-17 06:00:00)" in said(findings(tmp_path, late), "error")

@@ -74,3 +74,12 @@ def test_last_columns_are_inverted_for_single_outputs_and_quantiles() -> None:
 def test_statistics_survive_json() -> None:
     fitted = Standardiser.fit(np.random.default_rng(0).normal(size=(9, 2)), ("a", "b"))
     assert Standardiser.from_plain(json.loads(json.dumps(fitted.plain()))) == fitted
+
+
+@pytest.mark.parametrize("size", [1e300, 1.7e308])
+def test_columns_too_large_for_statistics_are_named(size: float) -> None:
+    values = np.stack([np.arange(8.0), size * np.tile([1.0, -1.0, 0.5, 1.0], 2)], axis=1)
+    with pytest.raises(
+        DataError, match=f"column 'b' has no finite mean and deviation.*from -{size:.6g}".replace("+", r"\+")
+    ):
+        Standardiser.fit(values, ("a", "b"))
