@@ -192,7 +192,7 @@ class SeriesPredictor:
     def _not_finite(self, series: Series, where: str) -> DataError:
         """The error for rows that the model cannot compute with; names the value furthest from its training mean."""
         scaled = np.abs(self._scaled(series))
-        row, column = np.unravel_index(int(np.argmax(scaled)), scaled.shape)
+        row, column = divmod(int(np.argmax(scaled)), scaled.shape[1])
         when, value = series.index[-self.info.look_back :][row], series.values[-self.info.look_back :][row, column]
         what = (
             f"the forecast is not finite; furthest from its training data is column '{series.names[column]}' with "

@@ -9,15 +9,19 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from pandas.api.types import is_string_dtype
 
-from graftwork.errors import DataError
+from graftwork.errors import ConfigError, DataError
 
 logger = logging.getLogger(__name__)
 
-_OFFSET = r"\d\d:\d\d(?::\d\d(?:\.\d+)?)?\s*(?:Z|UTC|GMT|[+-]\d\d:?\d\d)$"
+_OFFSET = r"\d\d:\d\d(?::\d\d(?:\.\d+)?)?\s*(Z|UTC|GMT|[+-]\d\d:?\d\d)$"
+OFFSETS_TEXT = "dates of column '{}' have several UTC offsets ({}), read as UTC; set --data.timezone to their zone"
+_ZERO = {"Z": "+0000", "UTC": "+0000", "GMT": "+0000", "-0000": "+0000"}
 _CLOCK = r"\d{1,2}:\d\d(?::\d\d(?:\.\d+)?)?(?:\s*[APap][Mm])?"
 _EITHER_ORDER = r"^\s*\d{1,2}[./-]\d{1,2}[./-]\d{2,4}\b"
 _DATE_MEND = "Write dates like 2024-01-31 13:00, or give their format: --data.date_format '%d.%m.%Y %H:%M'"
+_FORMAT_MEND = "Write it from %Y %m %d %H %M %S %z, such as '%d.%m.%Y %H:%M', or drop it"
 _DIGITS = {4: {"format": "%Y"}, 6: {"format": "%Y%m"}, 8: {"format": "%Y%m%d"}}
 _EPOCH = {9: "s", 10: "s", 12: "ms", 13: "ms", 15: "us", 16: "us", 18: "ns", 19: "ns"}
 
@@ -38,6 +42,7 @@ def parse_timestamps(
         first_line: Line of the first cell in the file; messages count rows from 0 if omitted.
 
     Raises:
+        ConfigError: ``date_format`` is no format.
         DataError: A cell is no date; the message has its line and text.
     """
     if isinstance(cells.dtype, pd.DatetimeTZDtype) or pd.api.types.is_datetime64_dtype(cells.dtype):
@@ -45,7 +50,7 @@ def parse_timestamps(
     text = cells.astype("string").str.strip().str.replace(r"^(\d+)\.0*$", r"\1", regex=True)
     if text.str.fullmatch(_CLOCK).fillna(False).all():
         raise DataError(f"column '{column}' has times without dates, such as '{text.iloc[0]}'", where, _DATE_MEND)
-    aware = text.str.contains(_OFFSET, regex=True).fillna(False)
+    aware = text.str.contains(_OFFSET.replace("(Z", "(?:Z"), regex=True).fillna(False)
     if aware.any() and not aware.all():
         row = int(np.argmin(aware.to_numpy(dtype=bool)))
         raise DataError(
@@ -55,7 +60,14 @@ def parse_timestamps(
             "Write all dates with an offset, or none",
         )
     ways = [{"format": date_format}] if date_format else _ways(text)
-    tries = [_convert(text, bool(aware.any()), way) for way in ways]
+    utc = bool(aware.any()) or "%z" in (date_format or "")
+    try:
+        tries = [_convert(text, utc, way) for way in ways]
+    except (ValueError, re.error) as error:
+        if not date_format:
+            raise
+        what = f"data.date_format='{date_format}' is no format of dates: {str(error).splitlines()[0]}"
+        raise ConfigError(what, mend=_FORMAT_MEND) from error
     best = min(tries, key=lambda parsed: int(np.sum(parsed.isna())))  # the first of equals
     if not date_format and len(tries) > 1:
         best = _day_or_month_first(text, best, tries[-1], column, where)
@@ -107,6 +119,19 @@ def _all_dates(
         where,
         _DATE_MEND,
     )
+
+
+def mixed_offsets(cells: pd.Series) -> str:
+    """The UTC offsets of a column that has several, in words; empty for one or none.
+
+    Args:
+        cells: Text or timestamps.
+    """
+    if isinstance(cells.dtype, pd.DatetimeTZDtype) or not (cells.dtype == object or is_string_dtype(cells.dtype)):
+        return ""
+    text = cells.astype("string").str.strip()
+    offsets = text.str.extract(_OFFSET, expand=False).str.replace(":", "").replace(_ZERO).dropna().unique()
+    return ", ".join(sorted(map(str, offsets))) if len(offsets) > 1 else ""
 
 
 def place_of(row: int, first_line: int | None) -> str:

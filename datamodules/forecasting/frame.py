@@ -5,15 +5,16 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Sequence
+from datetime import date
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from datamodules.forecasting.calendar import frequency_offset
 from datamodules.forecasting.config import CsvConfig, SeriesConfig
-from datamodules.forecasting.dates import parse_timestamps, place_of, to_zone
+from datamodules.forecasting.dates import OFFSETS_TEXT, mixed_offsets, parse_timestamps, place_of, to_zone
 from datamodules.forecasting.grid import infer_frequency, regularise
 from datamodules.forecasting.missing import describe_cells, fill_missing
 from datamodules.forecasting.series import Series, target_name
@@ -61,9 +62,9 @@ def series_from_array(
 
     Raises:
         ShapeError: Not one or two axes, or no rows or columns.
-        DataError: A value is not finite.
+        DataError: No array of real numbers, a value that is not finite, or a start that is no timestamp.
     """
-    array = np.asarray(values, dtype=np.float64)
+    array = _floats(values, where)
     shape = list(array.shape)
     array = array[:, None] if array.ndim == 1 else array
     if names is not None and (array.ndim != 2 or len(names) != array.shape[1]):
@@ -72,8 +73,7 @@ def series_from_array(
         raise ShapeError(f"array {shape}; expected [T, N] or [T] with rows and columns", where)
     if start is None:
         logger.info("%s: no start given, its calendar features are those of 2000-01-01 on", where)
-    first = pd.Timestamp("2000-01-01" if start is None else start)
-    index = pd.date_range(first, periods=len(array), freq=frequency_offset(frequency))
+    index = _index_from(start, len(array), frequency)
     columns = tuple(names) if names is not None else tuple(f"x{place}" for place in range(array.shape[1]))
     series = Series(array, index, columns, frequency)
     if not np.isfinite(array).all():
@@ -81,6 +81,35 @@ def series_from_array(
             f"values that are not finite: {describe_cells(~np.isfinite(array), index, columns)}", where, "Fill them in"
         )
     return series
+
+
+def _floats(values: ArrayLike, where: str) -> NDArray[np.float64]:
+    kind = type(values).__name__
+    mend = "Give real numbers as an array [T, N], or a data frame with a date column"
+    try:
+        raw = np.asarray(values)
+        if (
+            raw.dtype.kind in "biufO" and values is not None
+            # objects such as Decimal may be numbers; text, dates and complex numbers are not
+        ):
+            return raw.astype(np.float64)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise DataError(f"{kind} is no array of numbers: {str(error).splitlines()[0]}", where, mend) from error
+    raise DataError(f"{kind} is no array of real numbers: its cells are {raw.dtype}", where, mend)
+
+
+def _index_from(start: str | pd.Timestamp | None, rows: int, frequency: str) -> pd.DatetimeIndex:
+    offset = frequency_offset(frequency)
+    mend = "Give a date such as '2024-01-31 13:00'"
+    if not isinstance(start, str | date | np.datetime64 | None):
+        raise DataError(f"start={start!r} is no timestamp", mend=mend)
+    try:
+        first = pd.Timestamp("2000-01-01" if start is None else start)
+        if first is not pd.NaT:
+            return pd.date_range(first, periods=rows, freq=offset)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise DataError(f"start={start!r} is no timestamp that {rows} rows can follow", mend=mend) from error
+    raise DataError(f"start={start!r} is no timestamp", mend=mend)
 
 
 def to_table(frame: pd.DataFrame, config: CsvConfig, where: str, first_line: int | None = None) -> pd.DataFrame:
@@ -103,6 +132,8 @@ def to_table(frame: pd.DataFrame, config: CsvConfig, where: str, first_line: int
     names = list(config.columns) or [name for name in frame.columns if name != config.date_column]
     numbers = {name: _numbers(frame[name], name, where, first_line) for name in names}
     dates = parse_timestamps(frame[config.date_column], config.date_column, where, config.date_format, first_line)
+    if config.timezone is None and (offsets := mixed_offsets(frame[config.date_column])):
+        logger.warning("%s: %s", where, OFFSETS_TEXT.format(config.date_column, offsets))
     table = pd.DataFrame(numbers).set_axis(to_zone(dates, config.timezone, where))
     infinite = np.isinf(table.to_numpy())
     if infinite.any():

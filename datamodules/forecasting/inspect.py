@@ -13,6 +13,7 @@ from datamodules.findings import Finding
 from datamodules.forecasting.borders import SPLITS
 from datamodules.forecasting.config import CsvConfig, EttConfig, SeriesConfig
 from datamodules.forecasting.csv import FIRST_LINE, find_file, read_frame
+from datamodules.forecasting.dates import OFFSETS_TEXT, mixed_offsets
 from datamodules.forecasting.ett import COLUMNS, find_variant, is_published
 from datamodules.forecasting.frame import to_table
 from datamodules.forecasting.grid import examine_grid, infer_frequency
@@ -38,7 +39,8 @@ def inspect_series(config: SeriesConfig) -> list[Finding]:
     try:
         config.check()
         if (table := _raw_table(config)) is not None:
-            findings += [*_column_findings(table[0], table[2]), *_time_findings(*table)]
+            findings += [*_column_findings(table[0], table[2]), *_time_findings(*table[:3])]
+            findings += _offset_findings(table[1], table[3])
         for finding in _source_findings(load(config)):
             findings.append(finding)  # those before an error stay
     except UserError as error:
@@ -47,7 +49,7 @@ def inspect_series(config: SeriesConfig) -> list[Finding]:
     return findings
 
 
-def _raw_table(config: SeriesConfig) -> tuple[pd.DataFrame, CsvConfig, Path] | None:
+def _raw_table(config: SeriesConfig) -> tuple[pd.DataFrame, CsvConfig, Path, str] | None:
     """The user's file before any policy; None for data that is made here."""
     if isinstance(config, EttConfig):
         path = find_variant(config.root, config.variant)
@@ -56,7 +58,15 @@ def _raw_table(config: SeriesConfig) -> tuple[pd.DataFrame, CsvConfig, Path] | N
         path, rules = find_file(config.root), config
     else:
         return None
-    return to_table(read_frame(path, rules), rules, str(path), FIRST_LINE), rules, path
+    frame = read_frame(path, rules)
+    table = to_table(frame, rules, str(path), FIRST_LINE)
+    return table, rules, path, mixed_offsets(frame[rules.date_column])
+
+
+def _offset_findings(rules: CsvConfig, offsets: str) -> Iterator[Finding]:
+    if offsets and rules.timezone is None:
+        what, mend = OFFSETS_TEXT.format(rules.date_column, offsets).split("; ")
+        yield Finding("warning", what, mend[0].upper() + mend[1:])
 
 
 def _column_findings(table: pd.DataFrame, path: Path) -> Iterator[Finding]:
@@ -105,6 +115,7 @@ def _source_findings(source: SeriesSource) -> Iterator[Finding]:
         span = source.borders.span(split)
         first, last = source.series.index[span.start], source.series.index[span.stop - 1]
         yield Finding("ok", f"{split}: {source.window_count(split)} windows over {len(span)} rows, {first} to {last}")
+    shifts = list(_shift_findings(source))  # stops at numbers too large for what follows
     training = source.series.values[source.borders.train.slice]
     strengths = seasonal_strength(training, source.season)
     if strengths is None:
@@ -118,7 +129,7 @@ def _source_findings(source: SeriesSource) -> Iterator[Finding]:
             f"season {source.season} is longer than look_back {config.look_back}, so the model never sees a whole one"
         )
         yield Finding("warning", what, "Raise --data.look_back, or set a shorter --data.season")
-    yield from _shift_findings(source)
+    yield from shifts
 
 
 def _published_finding(where: str, variant: str) -> Finding:

@@ -173,3 +173,15 @@ def test_a_forecast_that_is_not_finite_is_refused() -> None:
     ours.module.forecast = lambda batch: Forecast(batch["history"][:, :4] * torch.inf)  # type: ignore[method-assign]
     with pytest.raises(DataError, match=r"data frame: the forecast is not finite.*column 'b' with 21"):
         ours(frame())
+
+
+@pytest.mark.parametrize("data", ["new.csv", {"a": [1.0]}, np.zeros((9, 3), complex), [[1, 2], [3]], None, ["x", "y"]])
+def test_what_is_no_array_is_refused(data: object) -> None:
+    with pytest.raises(DataError, match=r"^data: .* is no array of (real )?numbers"):
+        predictor()(data)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("start", ["garbage", "", 5, 1.5, ["2024-01-01"], pd.NaT, "NaT"])
+def test_a_start_that_is_no_timestamp_is_refused(start: object) -> None:
+    with pytest.raises(DataError, match=r"start=.* is no timestamp"):
+        predictor()(np.zeros((9, 3)), start=start)  # type: ignore[arg-type]

@@ -428,3 +428,19 @@ def test_split_at_dates(tmp_path: Path, lines: Lines, text: Text) -> None:
         source.windows("test")[0]["future"][0, 0].item() * source.standardiser.scale[0] + source.standardiser.mean[0]
     )
     assert first == pytest.approx(31 + 29 + 31 + 30 + 31, abs=1e-3)
+
+
+@pytest.mark.parametrize("form", ["%Q", "%s", "%Y-%m-%d %", "%Y %Y"])
+def test_a_format_that_is_none(read: Read, lines: Lines, text: Text, form: str) -> None:
+    with pytest.raises(ConfigError, match=f"data.date_format='{form}' is no format"):
+        read(text(lines()), date_format=form)
+
+
+def test_several_offsets_are_told(read: Read, lines: Lines, text: Text, caplog: pytest.LogCaptureFixture) -> None:
+    body = text(lines(zone="Europe/Berlin", start="2024-03-31"))
+    assert str(read(body).index[0]) == "2024-03-30 23:00:00+00:00"
+    assert "several UTC offsets (+0100, +0200), read as UTC; set --data.timezone" in caplog.text
+    caplog.clear()
+    assert str(read(body, timezone="Europe/Berlin").index[0]) == "2024-03-31 00:00:00+01:00"
+    read(text(lines(zone="Etc/GMT-2")))
+    assert "offsets" not in caplog.text

@@ -110,3 +110,11 @@ def test_numbers_too_large_are_an_error(tmp_path: Path) -> None:
     late = daily_wave()
     late.loc[390, "a"] = 1e300
     assert "beyond the range of float32: 'a' 1 (first 2024-01-17 06:00:00)" in said(findings(tmp_path, late), "error")
+
+
+def test_several_offsets_are_a_warning(tmp_path: Path) -> None:
+    index = pd.date_range("2024-03-25", periods=len(HOURS), freq="h", tz="Europe/Berlin")
+    frame = daily_wave().assign(date=index.map(str))
+    text = said(findings(tmp_path, frame), "warning")
+    assert "several UTC offsets (+0100, +0200), read as UTC | Set --data.timezone" in text
+    assert "offsets" not in said(findings(tmp_path, frame, timezone="Europe/Berlin"), "warning")

