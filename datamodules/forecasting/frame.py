@@ -88,10 +88,8 @@ def _floats(values: ArrayLike, where: str) -> NDArray[np.float64]:
     mend = "Give real numbers as an array [T, N], or a data frame with a date column"
     try:
         raw = np.asarray(values)
-        if (
-            raw.dtype.kind in "biufO" and values is not None
-            # objects such as Decimal may be numbers; text, dates and complex numbers are not
-        ):
+        # objects such as Decimal may be numbers; text, dates and complex numbers are not
+        if raw.dtype.kind in "biufO" and values is not None:
             return raw.astype(np.float64)
     except (TypeError, ValueError, RuntimeError) as error:
         raise DataError(f"{kind} is no array of numbers: {str(error).splitlines()[0]}", where, mend) from error
