@@ -13,6 +13,9 @@ from apps.forecasting.models.forecast import Forecast
 from datamodules.forecasting.info import ForecastingInfo
 
 
+MOST_ROWS = 700
+
+
 def seasonal_naive(history: Tensor, horizon: int, season: int, outputs: int) -> Tensor:
     """Repeat the last season; the last value where the look-back is shorter than one season.
 
@@ -136,7 +139,11 @@ class ForecastMetrics(nn.Module):
 
     def tables(self) -> dict[str, list[dict[str, Any]]]:
         """Errors per variate in its own units, and per step of the horizon, ours and the baseline's."""
-        return {"error by variate": self._by_variate(), "error by step": self._by_step()}
+        return {
+            "error by variate": self._by_variate(),
+            "error by step": self._by_step(),
+            "error by step and variate": self._by_step_and_variate(),
+        }
 
     def _by_variate(self) -> list[dict[str, Any]]:
         absolute, squared, relative = self.errors.compute()
@@ -159,11 +166,31 @@ class ForecastMetrics(nn.Module):
         return [
             {
                 "step": step + 1,
-                "MSE": float(ours[1][step].mean()),
-                "MAE": float(ours[0][step].mean()),
-                "MAE of seasonal naive": float(naive[0][step].mean()),
+                "MSE, scaled": float(ours[1][step].mean()),
+                "MAE, scaled": float(ours[0][step].mean()),
+                "sMAPE %": float(ours[2][step].mean()),
+                "MAE of seasonal naive, scaled": float(naive[0][step].mean()),
             }
             for step in range(self.info.horizon)
+        ]
+
+    def _by_step_and_variate(self) -> list[dict[str, Any]]:
+        """In units; of a long table every k-th step, so that it stays within ``MOST_ROWS`` rows."""
+        absolute, squared, relative = self.errors.compute()
+        scale, names = self.scale.double().cpu(), self.info.output_names
+        mase = torch.stack([self._mase(step[None]) for step in absolute])  # horizon, outputs
+        every = -(-self.info.horizon * len(names) // MOST_ROWS)
+        return [
+            {
+                "step": step + 1,
+                "variate": name,
+                "MAE": float(absolute[step, i] * scale[i]),
+                "RMSE": float(squared[step, i].sqrt() * scale[i]),
+                "sMAPE %": float(relative[step, i]),
+                "MASE": float(mase[step, i]),
+            }
+            for step in range(0, self.info.horizon, every)
+            for i, name in enumerate(names)
         ]
 
     def count(self) -> int:

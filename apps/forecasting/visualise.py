@@ -100,8 +100,8 @@ def draw_error_by_step(rows: Sequence[dict[str, Any]]) -> Figure:
     figure, axes = new_figure(8, 3)
     steps = [row["step"] for row in rows]
     marker = "o" if len(steps) == 1 else None
-    axes[0].plot(steps, [row["MAE"] for row in rows], color=OURS, lw=1.4, marker=marker, label="ours")
-    naive = [row["MAE of seasonal naive"] for row in rows]
+    axes[0].plot(steps, [row["MAE, scaled"] for row in rows], color=OURS, lw=1.4, marker=marker, label="ours")
+    naive = [row["MAE of seasonal naive, scaled"] for row in rows]
     axes[0].plot(steps, naive, color=NAIVE, lw=1, marker=marker, label="seasonal naive")
     axes[0].set_ylim(bottom=0)
     axes[0].set_xlabel("step of the horizon", fontsize=8)

@@ -61,7 +61,25 @@ def test_tables_are_in_units_per_variate_and_by_step():
     assert row["MAE of seasonal naive"] == pytest.approx(4.0)
     steps = suite.tables()["error by step"]
     assert [row["step"] for row in steps] == [1, 2]
-    assert [row["MSE"] for row in steps] == [pytest.approx(1.0), pytest.approx(9.0)]
+    assert [row["MSE, scaled"] for row in steps] == [pytest.approx(1.0), pytest.approx(9.0)]
+
+
+def test_table_by_step_and_variate_is_in_units():
+    suite = ForecastMetrics(info(2, 1, mean=(10.0,), scale=(2.0,), naive_error=(4.0,)))
+    suite.update(window([0, 0, 0, 0.0], [1.0, 3.0]), Forecast(torch.zeros(1, 2, 1)))
+    first, second = suite.tables()["error by step and variate"]
+    assert (first["step"], first["variate"], second["step"]) == (1, "v0", 2)
+    assert (first["MAE"], second["RMSE"]) == (pytest.approx(2.0), pytest.approx(6.0))
+    assert second["MASE"] == pytest.approx(1.5)
+    assert first["sMAPE %"] == pytest.approx(200 * 2 / 22)
+
+
+def test_long_tables_are_thinned():
+    suite = ForecastMetrics(info(300, 4))
+    suite.update({"history": torch.zeros(1, 4, 4), "future": torch.ones(1, 300, 4)}, Forecast(torch.zeros(1, 300, 4)))
+    rows = suite.tables()["error by step and variate"]
+    assert len(rows) <= 700
+    assert {row["step"] for row in rows} >= {1, 3}
 
 
 def test_mase_leaves_out_constant_variates():
