@@ -12,7 +12,6 @@ from apps.core.metrics.mean import WeightedMean
 from apps.forecasting.models.forecast import Forecast
 from datamodules.forecasting.info import ForecastingInfo
 
-
 MOST_ROWS = 700
 
 
