@@ -12,7 +12,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
-from backbones.sequence.autocorrelation import AutoCorrelationMixer
 from torch import Tensor, nn
 
 from apps.forecasting.models.decomposition import Decomposition
@@ -20,6 +19,7 @@ from apps.forecasting.models.encoder import Encoder, FeedForward
 from apps.forecasting.models.encoder_decoder import label_of, marks_to_decode, step_embedding
 from apps.forecasting.models.forecast import Forecast, Forecaster
 from apps.forecasting.models.info import SeriesInfo
+from backbones.sequence.autocorrelation import AutoCorrelationMixer
 
 if TYPE_CHECKING:
     from apps.forecasting.models.config import AutoformerConfig

@@ -10,11 +10,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from backbones.sequence.selective_scan import SelectiveScanMixer
-
 from apps.forecasting.models.info import SeriesInfo
 from apps.forecasting.models.itransformer import VariateForecaster
 from backbones.sequence.base import Mixer
+from backbones.sequence.selective_scan import SelectiveScanMixer
 
 if TYPE_CHECKING:
     from apps.forecasting.models.config import SMambaConfig
