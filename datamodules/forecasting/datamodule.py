@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from datamodules.forecasting.windows import WindowDataset
+
+
+logger = logging.getLogger(__name__)
 
 
 class ForecastingData(TaskDataModule):
@@ -53,6 +57,12 @@ class ForecastingData(TaskDataModule):
         Raises:
             DataError: The data is missing or unsuitable.
         """
+        if self.source.season > self.config.look_back:
+            logger.warning(
+                "the seasonal-naive baseline repeats the last value: season=%d is longer than look_back=%d",
+                self.source.season,
+                self.config.look_back,
+            )
         splits: Sequence[Any] = ("train", "val", "test")
         return {split: self.source.windows(split) for split in splits}
 

@@ -20,9 +20,15 @@ def test_other_sizes_and_columns_than_trained_are_refused(key, value):
 
 
 def test_what_weights_do_not_decide_may_change():
-    refuse_other_data({"data": DATA}, INFO, {**DATA, "root": "elsewhere", "batch_size": 1}, "best.ckpt")
-    refuse_other_data({}, INFO, {**DATA, "horizon": 1}, "plain.pt")
-    refuse_other_data({"data": DATA}, None, {**DATA, "horizon": 1}, "old.ckpt")
+    calls = [
+        ({"data": DATA}, INFO, {**DATA, "root": "elsewhere", "batch_size": 1}, "best.ckpt"),
+        ({}, INFO, {**DATA, "horizon": 1}, "plain.pt"),
+        ({"data": DATA}, None, {**DATA, "horizon": 1}, "old.ckpt"),
+    ]
+    for call in calls:
+        refuse_other_data(*call)  # raises where it refuses
+    with pytest.raises(ConfigError):
+        refuse_other_data({"data": DATA}, INFO, {**DATA, "horizon": 1}, "best.ckpt")
 
 
 def test_other_columns_are_named():
