@@ -55,4 +55,6 @@ def smaller(config: Any) -> list[str]:
         ideas.append(f"--data.eval_batch_size {data.eval_batch_size // 2}")
     if trainer.precision == "32-true":
         ideas.append("--trainer.precision bf16-mixed")
+    if getattr(config.model, "checkpointing", None) is False:
+        ideas.append("--model.checkpointing true")
     return ideas or ["a smaller model"]
