@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -13,6 +14,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from apps.core.run.atomic import replace_file
 from apps.forecasting.models.forecast import Forecast
 from apps.forecasting.visualise import draw_forecast
 from datamodules.forecasting.calendar import calendar_marks, frequency_offset, future_marks
@@ -123,9 +125,10 @@ class SeriesPredictor:
         except OSError as error:
             raise _unwritable(error, f"--output {output}") from error
         forecast = self.forecast(self._series(read_frame(path, self._reading()), str(path), FIRST_LINE), str(path))
-        _write_atomically(target, lambda file: forecast.frame().to_csv(file, float_format="%.10g"))
-        figure = forecast.figure()
-        _write_atomically(picture, lambda file: figure.savefig(file, dpi=120, format="png"))
+        drawn = io.BytesIO()
+        forecast.figure().savefig(drawn, dpi=120, format="png")
+        replace_file(target, forecast.frame().to_csv(float_format="%.10g"), "--output")
+        replace_file(picture, drawn.getvalue(), "--output")
         return [target, picture]
 
     def forecast(self, series: Series, where: str = "data") -> SeriesForecast:
@@ -250,25 +253,5 @@ def _targets(source: Path, output: str | Path | None) -> tuple[Path, Path]:
     return target, picture
 
 
-def _write_atomically(path: Path, write: Any) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _write_and_rename(path, write)
-    except OSError as error:
-        raise _unwritable(error, str(path)) from error
-
-
 def _unwritable(error: OSError, where: str) -> UserError:
     return UserError(f"cannot be written: {error.strerror}", where, "Choose another place with --output")
-
-
-def _write_and_rename(path: Path, write: Any) -> None:
-    partial = path.with_name(f".{path.name}.part")
-    try:
-        with partial.open("wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)

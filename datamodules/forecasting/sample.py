@@ -1,7 +1,7 @@
 """The embedded default: hourly traffic on a motorway in Minneapolis with the weather, October 2016 to September 2018.
 
 The file ships inside the package ``autots`` (MIT), which is read by path and never imported. The data is the "Metro
-Interstate Traffic Volume" series of the UCI repository (Hogue 2019, licence CC BY 4.0): 17,520 hourly rows on a regular
+Interstate Traffic Volume" series of the UCI repository (licence CC BY 4.0): 17,520 hourly rows on a regular
 grid of local time, 104 of them empty in every column (at most nine in a row; the hours that daylight saving skips are
 among them).
 
@@ -35,7 +35,7 @@ UNITS = {"clouds_all": "%", "temp": "K", "traffic_volume": "vehicles/h"}
 FILE = "metro_traffic.csv"
 
 NOTICE = """Metro Interstate Traffic Volume, Minneapolis, hourly, 2016-10-01 to 2018-09-30
-Source: John Hogue (2019), UCI Machine Learning Repository, doi 10.24432/C5X60B
+Source: UCI Machine Learning Repository
 Traffic recorded by the Minnesota Department of Transportation
 Licence: Creative Commons Attribution 4.0 (CC BY 4.0), https://creativecommons.org/licenses/by/4.0/
 Taken from the Python package autots (MIT), file datasets/data/traffic_hourly.zip
