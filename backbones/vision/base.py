@@ -1,0 +1,219 @@
+"""The contract of vision backbones: images in, a pyramid of feature maps out, for any size.
+
+Shape legend: B batch, C channels, H height, W width.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from backbones.vision.layers import ChannelNorm
+from graftwork.errors import ConfigError, ShapeError
+
+SMALLEST = 32
+"""Smallest height and width of an image, in pixels."""
+
+_BLOCK = re.compile(r"stages\.(\d+)\.blocks\.(\d+)\.")
+_DOWNSAMPLE = re.compile(r"stages\.(\d+)\.downsample\.")
+
+
+class Stage(nn.Module):
+    """Blocks of one resolution, and what makes that resolution from the stage before.
+
+    Args:
+        downsample: Applied first; ``nn.Identity`` in a first stage that follows the stem directly.
+        blocks: Applied in order.
+    """
+
+    def __init__(self, downsample: nn.Module, blocks: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.downsample = downsample
+        self.blocks = nn.ModuleList(blocks)
+
+
+class VisionBackbone(nn.Module):
+    """Base of every vision backbone.
+
+    A subclass builds ``stem`` and ``stages`` in its own layout of tensors, then calls :meth:`finish`; where its stages
+    do not give maps with channels second it overrides :meth:`to_map`. One that is built otherwise overrides
+    :meth:`extract`, :attr:`depth` and :meth:`layer_of`.
+
+    Args:
+        in_channels: Channels of the images.
+        channels: Channels of every level, fine to coarse.
+        strides: Pixels per position of every level.
+        out_indices: Levels that :meth:`forward` returns, counted from 0 for the finest, negative ones from the end;
+            all if omitted. Stages after the last of them are not built.
+        checkpointing: Compute blocks again in the backward pass instead of keeping their activations.
+
+    Attributes:
+        channels: Channels of the returned maps.
+        strides: Strides of the returned maps: a map is [B, C, ceil(H / stride), ceil(W / stride)].
+        out_indices: Levels returned, all of them counted from 0.
+
+    Raises:
+        ConfigError: ``out_indices`` is empty, names a level twice or one that does not exist.
+    """
+
+    norm_eps = 1e-5
+    """Of the norms on outputs."""
+
+    stem: nn.Module
+    stages: nn.ModuleList
+
+    def __init__(
+        self,
+        *,
+        in_channels: int,
+        channels: Sequence[int],
+        strides: Sequence[int],
+        out_indices: Sequence[int] | None = None,
+        checkpointing: bool = False,
+    ) -> None:
+        super().__init__()
+        self.in_channels = in_channels
+        self.level_channels, self.level_strides = tuple(channels), tuple(strides)
+        self.out_indices = _levels(out_indices, len(channels))
+        self.channels = tuple(channels[level] for level in self.out_indices)
+        self.strides = tuple(strides[level] for level in self.out_indices)
+        self.checkpointing = checkpointing
+        self.output_norms: nn.ModuleList | None = None
+
+    @property
+    def last(self) -> int:
+        """The coarsest level that is needed."""
+        return max(self.out_indices)
+
+    def finish(self, output_norms: bool = False) -> None:
+        """Remove stages nobody reads, and add norms on the outputs; the last call of a subclass's constructor.
+
+        Args:
+            output_norms: A layer norm over the channels of every returned map, as dense heads want it. The map that
+                goes on to the next stage is not normalised.
+        """
+        stages = getattr(self, "stages", None)
+        if stages is not None:
+            del stages[self.last + 1 :]
+        if output_norms:
+            self.output_norms = nn.ModuleList(ChannelNorm(width, eps=self.norm_eps) for width in self.channels)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Feature maps of images.
+
+        Args:
+            images: [B, in_channels, H, W], both sides at least 32 pixels; any size above.
+
+        Returns:
+            A map per entry of ``out_indices``, [B, C, ceil(H / stride), ceil(W / stride)].
+
+        Raises:
+            ShapeError: Images of another rank, number of channels, or too small; the message names both.
+        """
+        self.check_images(images)
+        levels = self.extract(images)
+        maps = [levels[level] for level in self.out_indices]
+        if self.output_norms is None:
+            return maps
+        return [norm(level) for norm, level in zip(self.output_norms, maps, strict=True)]
+
+    def check_images(self, images: Tensor) -> None:
+        """Refuse what :meth:`forward` cannot take."""
+        name = type(self).__name__
+        if images.dim() != 4 or images.shape[1] != self.in_channels:
+            expected = f"[batch, {self.in_channels}, height, width]"
+            raise ShapeError(
+                f"images of {name}: expected {expected}, got {list(images.shape)}",
+                mend="Give the backbone the channels of your images: create_backbone(..., in_channels=...)",
+            )
+        height, width = images.shape[2:]
+        if height < SMALLEST or width < SMALLEST:
+            raise ShapeError(
+                f"images of {name}: height and width must be at least {SMALLEST} pixels, got {height} x {width}",
+                mend="Enlarge or pad the images",
+            )
+
+    def extract(self, images: Tensor) -> list[Tensor]:
+        """Levels 0 to :attr:`last`, not normalised, [B, C, H, W] each."""
+        x, levels = self.stem(images), []
+        for stage in self.stages:
+            x = stage.downsample(x)
+            for block in stage.blocks:
+                x = self.run(block, x)
+            levels.append(self.to_map(x))
+        return levels
+
+    def to_map(self, x: Tensor) -> Tensor:
+        """From the layout inside the stages to [B, C, H, W]."""
+        return x
+
+    def run(self, block: nn.Module, x: Tensor) -> Tensor:
+        """One block, with gradient checkpointing where it is on."""
+        if self.checkpointing and torch.is_grad_enabled():
+            result: Any = checkpoint(block, x, use_reentrant=False)
+        else:
+            result = block(x)
+        return result  # type: ignore[no-any-return]
+
+    def final_norm(self) -> nn.Module:
+        """The norm on the last map that the family's classifiers have, [B, C, H, W] to the same."""
+        return ChannelNorm(self.level_channels[-1], eps=self.norm_eps)
+
+    def head(self, classes: int) -> nn.Module:
+        """The classification head of the family, from the last map [B, C, H, W] to [B, classes]."""
+        from backbones.vision.classifier import PooledHead
+
+        return PooledHead(self.final_norm(), self.level_channels[-1], classes)
+
+    def fit_tensor(self, name: str, found: Tensor, wanted: Tensor) -> Tensor | None:
+        """Fit a tensor of other weights to ours, for instance a table of positions of another window size.
+
+        Args:
+            name: Our name of the tensor.
+            found: The tensor of the weights.
+            wanted: Ours.
+
+        Returns:
+            A tensor of our shape, or None where the two are different things.
+        """
+        return None
+
+    # -- depth: what learning rates and freezing go by --------------------------------------------------------------
+
+    @property
+    def depth(self) -> int:
+        """Number of layers that :meth:`layer_of` counts: the stem, each block, and one for output norms."""
+        return 2 + sum(len(stage.blocks) for stage in self.stages)
+
+    def layer_of(self, name: str) -> int:
+        """Number of the layer that a parameter belongs to, 0 for the stem; a downsampler counts to the block after."""
+        starts = [0, *accumulate(len(stage.blocks) for stage in self.stages)]
+        if match := _BLOCK.match(name):
+            return 1 + starts[int(match[1])] + int(match[2])
+        if match := _DOWNSAMPLE.match(name):
+            return 1 + starts[int(match[1])]
+        return self.depth - 1 if name.startswith("output_norms.") else 0
+
+    def stage_of(self, name: str) -> int:
+        """Number of the stage that a parameter or module belongs to: 0 for the stem, then 1, 2, ...; -1 for norms."""
+        if match := re.match(r"stages\.(\d+)(\.|$)", name):
+            return 1 + int(match[1])
+        return -1 if name.startswith("output_norms") else 0
+
+
+def _levels(out_indices: Sequence[int] | None, count: int) -> tuple[int, ...]:
+    if out_indices is None:
+        return tuple(range(count))
+    levels = tuple(index + count if index < 0 else index for index in out_indices)
+    if not levels or len(set(levels)) < len(levels) or not all(0 <= level < count for level in levels):
+        raise ConfigError(
+            f"out_indices={tuple(out_indices)} must be different levels from 0 to {count - 1}",
+            mend=f"Try out_indices={tuple(range(count))}",
+        )
+    return levels

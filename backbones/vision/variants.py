@@ -1,0 +1,231 @@
+"""The vision backbones by name: sizes and published facts. Standard library only, so that listings need no torch.
+
+Sizes are those of the papers and of their official code; ``top1`` values are published ones (ImageNet-1K, at
+``image_size``), never measured here. Parameters count a classifier of 1000 classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """One size of a family.
+
+    Args:
+        family: Key of :data:`FAMILIES`.
+        channels: Of every level, fine to coarse.
+        strides: Pixels per position of every level.
+        values: What the family's constructor needs besides.
+        parameters: Of the classifier with 1000 classes.
+        drop_path: Published stochastic-depth rate of its ImageNet-1K training.
+        image_size: Side of the images it was published with.
+        top1: Published accuracy in percent; None where it is not known to us.
+    """
+
+    family: str
+    channels: tuple[int, ...]
+    strides: tuple[int, ...] = (4, 8, 16, 32)
+    values: Mapping[str, Any] = field(default_factory=dict)
+    parameters: int = 0
+    drop_path: float = 0.0
+    image_size: int = 224
+    top1: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """What the variants of a family share.
+
+    Args:
+        title: Paper and year.
+        config: Dotted path of the configuration dataclass.
+        source: Where the official code and weights are, with their licence.
+        operators: Attention operators it runs on, as ``attention.used()`` names them.
+    """
+
+    title: str
+    config: str
+    source: str
+    operators: tuple[str, ...] = ()
+
+
+FAMILIES = {
+    "swin": Family(
+        title="Swin Transformer, Liu et al. 2021",
+        config="backbones.vision.config:TimmConfig",
+        source="timm; weights MIT",
+    ),
+    "maxvit": Family(
+        title="MaxViT, Tu et al. 2022",
+        config="backbones.vision.config:TimmConfig",
+        source="timm; weights Apache-2.0",
+    ),
+    "tiny_vit": Family(
+        title="TinyViT, Wu et al. 2022",
+        config="backbones.vision.config:TimmConfig",
+        source="timm; weights Apache-2.0",
+    ),
+    "shvit": Family(
+        title="SHViT, Yun and Ro 2024",
+        config="backbones.vision.config:TimmConfig",
+        source="timm; weights MIT",
+    ),
+    "davit": Family(
+        title="DaViT, Ding et al. 2022",
+        config="backbones.vision.config:TimmConfig",
+        source="timm; weights Apache-2.0",
+    ),
+    "nat": Family(
+        title="Neighborhood Attention Transformer, Hassani et al. 2023",
+        config="backbones.vision.config:DiNATConfig",
+        source="SHI-Labs/Neighborhood-Attention-Transformer, MIT",
+        operators=("neighborhood_attention",),
+    ),
+    "dinat": Family(
+        title="Dilated Neighborhood Attention Transformer, Hassani and Shi 2022",
+        config="backbones.vision.config:DiNATConfig",
+        source="SHI-Labs/Neighborhood-Attention-Transformer, MIT",
+        operators=("neighborhood_attention",),
+    ),
+    "dinat_s": Family(
+        title="DiNAT in the layout of Swin, Hassani and Shi 2022",
+        config="backbones.vision.config:DiNATConfig",
+        source="SHI-Labs/Neighborhood-Attention-Transformer, MIT",
+        operators=("neighborhood_attention",),
+    ),
+    "dinat_isotropic": Family(
+        title="Isotropic NAT and DiNAT, Hassani and Shi 2022",
+        config="backbones.vision.config:DiNATConfig",
+        source="SHI-Labs/Neighborhood-Attention-Transformer, MIT",
+        operators=("neighborhood_attention",),
+    ),
+    "biformer": Family(
+        title="BiFormer, Zhu et al. 2023",
+        config="backbones.vision.config:BiFormerConfig",
+        source="rayleizhu/BiFormer, MIT",
+        operators=("routed_attention", "attend"),
+    ),
+    "biformer_stl": Family(
+        title="BiFormer in the layout of Swin-T, Zhu et al. 2023",
+        config="backbones.vision.config:BiFormerConfig",
+        source="rayleizhu/BiFormer, MIT",
+        operators=("routed_attention", "attend"),
+    ),
+    "vig": Family(
+        title="ViG with gated linear attention, Liao et al. 2024",
+        config="backbones.vision.config:ViGConfig",
+        source="hustvl/ViG, MIT",
+        operators=("gated_linear_attention",),
+    ),
+    "vig_h": Family(
+        title="ViG-H, the pyramid of ViG, Liao et al. 2024",
+        config="backbones.vision.config:ViGConfig",
+        source="hustvl/ViG, MIT",
+        operators=("gated_linear_attention",),
+    ),
+}
+
+
+def _doubling(width: int) -> tuple[int, ...]:
+    return tuple(width * 2**level for level in range(4))
+
+
+def _nat(family: str, width: int, depths: tuple[int, ...], heads: int, ratio: float, **facts: Any) -> Variant:
+    """Pyramids of neighborhood attention: heads double with the width; dilations are listed beside the model."""
+    values = {
+        "depths": depths,
+        "heads": tuple(heads * 2**level for level in range(4)),
+        "mlp_ratio": ratio,
+        "kernel_size": facts.pop("kernel_size", 7),
+        "layer_scale": facts.pop("layer_scale", 0.0),
+        "dilated": family != "nat",
+    }
+    return Variant(family=family, channels=_doubling(width), values=values, **facts)
+
+
+_SHALLOW, _DEEP = (3, 4, 6, 5), (3, 4, 18, 5)
+
+_NAT = {
+    "nat_mini": _nat("nat", 64, _SHALLOW, 2, 3, parameters=19_984_174, drop_path=0.2, top1=81.8),
+    "nat_tiny": _nat("nat", 64, _DEEP, 2, 3, parameters=27_901_582, drop_path=0.2, top1=83.2),
+    "nat_small": _nat("nat", 96, _DEEP, 3, 2, layer_scale=1e-5, parameters=50_743_297, drop_path=0.3, top1=83.7),
+    "nat_base": _nat("nat", 128, _DEEP, 4, 2, layer_scale=1e-5, parameters=89_769_652, drop_path=0.5, top1=84.3),
+    "dinat_mini": _nat("dinat", 64, _SHALLOW, 2, 3, parameters=19_984_174, drop_path=0.2, top1=81.8),
+    "dinat_tiny": _nat("dinat", 64, _DEEP, 2, 3, parameters=27_901_582, drop_path=0.2, top1=82.7),
+    "dinat_small": _nat("dinat", 96, _DEEP, 3, 2, parameters=50_719_681, drop_path=0.3, top1=83.8),
+    "dinat_base": _nat("dinat", 128, _DEEP, 4, 2, layer_scale=1e-5, parameters=89_769_652, drop_path=0.5, top1=84.4),
+    "dinat_large": _nat("dinat", 192, _DEEP, 6, 2, drop_path=0.35, top1=86.6),
+    "dinat_large_384": _nat("dinat", 192, _DEEP, 6, 2, drop_path=0.35, image_size=384, top1=87.4),
+    "dinat_large_384_11x11": _nat("dinat", 192, _DEEP, 6, 2, kernel_size=11, drop_path=0.35, image_size=384, top1=87.5),
+    "dinat_s_tiny": _nat("dinat_s", 96, (2, 2, 6, 2), 3, 4, drop_path=0.2, top1=81.8),
+    "dinat_s_small": _nat("dinat_s", 96, (2, 2, 18, 2), 3, 4, parameters=49_606_258, drop_path=0.3, top1=83.5),
+    "dinat_s_base": _nat("dinat_s", 128, (2, 2, 18, 2), 4, 4, parameters=87_768_224, drop_path=0.5, top1=83.8),
+    "dinat_s_large": _nat("dinat_s", 192, (2, 2, 18, 2), 6, 4, parameters=196_532_476, drop_path=0.35, top1=86.5),
+    "dinat_s_large_384": _nat("dinat_s", 192, (2, 2, 18, 2), 6, 4, drop_path=0.35, image_size=384, top1=87.4),
+}
+
+_ISOTROPIC = {
+    f"{kind}_isotropic_small": Variant(
+        family="dinat_isotropic",
+        channels=(384,),
+        strides=(16,),
+        values={"depths": (12,), "heads": (12,), "mlp_ratio": 4, "kernel_size": 7, "dilated": kind == "dinat"},
+        parameters=21_999_736,
+        drop_path=0.1,
+        top1=top1,
+    )
+    for kind, top1 in (("nat", 80.0), ("dinat", 80.8))
+}
+
+
+def _biformer(width: int, depths: tuple[int, ...], family: str = "biformer", **facts: Any) -> Variant:
+    ratio = facts.pop("mlp_ratio", 3)
+    values = {"depths": depths, "mlp_ratio": ratio, "topks": (1, 4, 16, -2), "regions": 7, "head_width": 32}
+    return Variant(family=family, channels=_doubling(width), values=values, **facts)
+
+
+_BIFORMER = {
+    "biformer_tiny": _biformer(64, (2, 2, 8, 2), parameters=13_142_760, drop_path=0.1, top1=81.4),
+    "biformer_small": _biformer(64, (4, 4, 18, 4), parameters=25_536_232, drop_path=0.15, top1=83.8),
+    "biformer_base": _biformer(96, (4, 4, 18, 4), parameters=56_804_968, drop_path=0.4, top1=84.3),
+    "biformer_stl": _biformer(96, (2, 2, 6, 2), "biformer_stl", mlp_ratio=4, parameters=28_372_552, top1=82.7),
+}
+
+
+def _vig(width: int, heads: int, activations: bool, **facts: Any) -> Variant:
+    values = {"depth": 12, "heads": heads, "conv_activation": activations, "out_activation": activations}
+    return Variant(family="vig", channels=(width,), strides=(16,), values=values, **facts)
+
+
+def _vig_h(width: int, depths: tuple[int, ...], heads: int, **facts: Any) -> Variant:
+    values = {"depths": depths, "heads": tuple(heads * 2**level for level in range(4))}
+    return Variant(family="vig_h", channels=_doubling(width), values=values, **facts)
+
+
+_VIG = {
+    "vig_tiny": _vig(192, 3, True, parameters=5_834_536, top1=77.2),
+    "vig_small": _vig(384, 6, False, parameters=22_615_144, drop_path=0.2, top1=81.7),
+    "vig_base": _vig(768, 12, False, parameters=89_022_184, drop_path=0.5, top1=82.6),
+    "vig_h_tiny": _vig_h(96, (2, 2, 5, 2), 3, parameters=28_600_680, drop_path=0.2, top1=82.8),
+    "vig_h_small": _vig_h(96, (2, 2, 17, 2), 3, parameters=50_051_688, drop_path=0.3, top1=83.8),
+    "vig_h_base": _vig_h(128, (2, 2, 17, 2), 4, parameters=88_904_360, drop_path=0.6, top1=84.2),
+}
+
+
+def _timm(family: str, model: str, channels: tuple[int, ...], **facts: Any) -> Variant:
+    return Variant(family=family, channels=channels, values={"model": model}, **facts)
+
+
+_TIMM = {
+    "swin_tiny": _timm("swin", "swin_tiny_patch4_window7_224", _doubling(96), drop_path=0.2),
+    "swin_small": _timm("swin", "swin_small_patch4_window7_224", _doubling(96), drop_path=0.3),
+    "swin_base": _timm("swin", "swin_base_patch4_window7_224", _doubling(128), drop_path=0.5),
+    "swin_large": _timm("swin", "swin_large_patch4_window7_224", _doubling(192), drop_path=0.2),
+}
+
+VARIANTS: dict[str, Variant] = {**_TIMM, **_NAT, **_ISOTROPIC, **_BIFORMER, **_VIG}
+"""Name to variant, in the order of listings."""
