@@ -6,16 +6,16 @@ Shape legend: B batch, C channels, H height, W width.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import accumulate
-from typing import Any
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from backbones.vision.layers import ChannelNorm
-from graftwork.errors import ConfigError, ShapeError
+from graftwork.errors import ConfigError, ShapeError, WeightsError
 
 SMALLEST = 32
 """Smallest height and width of an image, in pixels."""
@@ -31,6 +31,8 @@ class Stage(nn.Module):
         downsample: Applied first; ``nn.Identity`` in a first stage that follows the stem directly.
         blocks: Applied in order.
     """
+
+    blocks: nn.ModuleList
 
     def __init__(self, downsample: nn.Module, blocks: Sequence[nn.Module]) -> None:
         super().__init__()
@@ -85,6 +87,12 @@ class VisionBackbone(nn.Module):
         self.strides = tuple(strides[level] for level in self.out_indices)
         self.checkpointing = checkpointing
         self.output_norms: nn.ModuleList | None = None
+        self.frozen_stages = 0
+
+    @property
+    def built_stages(self) -> list[Stage]:
+        """The stages, in order."""
+        return cast("list[Stage]", list(self.stages))
 
     @property
     def last(self) -> int:
@@ -142,7 +150,7 @@ class VisionBackbone(nn.Module):
     def extract(self, images: Tensor) -> list[Tensor]:
         """Levels 0 to :attr:`last`, not normalised, [B, C, H, W] each."""
         x, levels = self.stem(images), []
-        for stage in self.stages:
+        for stage in self.built_stages:
             x = stage.downsample(x)
             for block in stage.blocks:
                 x = self.run(block, x)
@@ -156,10 +164,10 @@ class VisionBackbone(nn.Module):
     def run(self, block: nn.Module, x: Tensor) -> Tensor:
         """One block, with gradient checkpointing where it is on."""
         if self.checkpointing and torch.is_grad_enabled():
-            result: Any = checkpoint(block, x, use_reentrant=False)
+            result: Tensor = checkpoint(block, x, use_reentrant=False)
         else:
             result = block(x)
-        return result  # type: ignore[no-any-return]
+        return result
 
     def final_norm(self) -> nn.Module:
         """The norm on the last map that the family's classifiers have, [B, C, H, W] to the same."""
@@ -184,16 +192,35 @@ class VisionBackbone(nn.Module):
         """
         return None
 
+    def official_tensors(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Tensors of a foreign state dict under our names, ``backbone.*`` and ``head.*``, where no key map is known."""
+        return dict(state)
+
+    def published_weights(self, variant: str) -> Mapping[str, Tensor]:
+        """Download the published weights of a variant.
+
+        Raises:
+            WeightsError: There are none to download, or they cannot be reached.
+        """
+        from backbones.vision.variants import FAMILIES, VARIANTS
+
+        source = FAMILIES[VARIANTS[variant].family].source if variant in VARIANTS else "their authors"
+        raise WeightsError(
+            f"{variant} has no weights that timm could download",
+            where="pretrained",
+            mend=f"Fetch the official file from {source} and give it as weights=FILE",
+        )
+
     # -- depth: what learning rates and freezing go by --------------------------------------------------------------
 
     @property
     def depth(self) -> int:
         """Number of layers that :meth:`layer_of` counts: the stem, each block, and one for output norms."""
-        return 2 + sum(len(stage.blocks) for stage in self.stages)
+        return 2 + sum(len(stage.blocks) for stage in self.built_stages)
 
     def layer_of(self, name: str) -> int:
         """Number of the layer that a parameter belongs to, 0 for the stem; a downsampler counts to the block after."""
-        starts = [0, *accumulate(len(stage.blocks) for stage in self.stages)]
+        starts = [0, *accumulate(len(stage.blocks) for stage in self.built_stages)]
         if match := _BLOCK.match(name):
             return 1 + starts[int(match[1])] + int(match[2])
         if match := _DOWNSAMPLE.match(name):
@@ -205,6 +232,19 @@ class VisionBackbone(nn.Module):
         if match := re.match(r"stages\.(\d+)(\.|$)", name):
             return 1 + int(match[1])
         return -1 if name.startswith("output_norms") else 0
+
+    def is_frozen(self, name: str) -> bool:
+        """Whether a parameter or module belongs to a frozen stage."""
+        return self.frozen_stages < 0 or 0 <= self.stage_of(name) < self.frozen_stages
+
+    def train(self, mode: bool = True) -> VisionBackbone:
+        """Training mode, for everything that is not frozen."""
+        super().train(mode)
+        if mode and self.frozen_stages:
+            for name, module in self.named_modules():
+                if name and self.is_frozen(name) and not isinstance(module, nn.ModuleList):
+                    module.training = False
+        return self
 
 
 def _levels(out_indices: Sequence[int] | None, count: int) -> tuple[int, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from backbones.vision.base import VisionBackbone
+from backbones.vision.layers import init_linear
 
 
 class PooledHead(nn.Module):
@@ -20,9 +21,7 @@ class PooledHead(nn.Module):
         super().__init__()
         self.norm = norm
         self.linear = nn.Linear(width, classes) if classes else nn.Identity()
-        if classes:
-            nn.init.trunc_normal_(self.linear.weight, std=0.02)
-            nn.init.zeros_(self.linear.bias)
+        init_linear(self.linear)
 
     def forward(self, features: Tensor) -> Tensor:
         """[B, C, H, W] to logits [B, classes]."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -55,6 +55,10 @@ class BackboneConfig:
     def facts(self) -> Variant:
         """The variant's row in the table."""
         return VARIANTS[self.variant]
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[str, dict[str, Any]]]:
+        # the class of a variant is made on demand, so another process must be told to make it
+        return _unpickled, (self.variant, dict(vars(self)))
 
     def build(self, *, in_channels: int = 3, out_indices: Sequence[int] | None = None) -> VisionBackbone:
         """The backbone, with its weights and adapters.
@@ -143,6 +147,10 @@ def config_class(name: str) -> type[BackboneConfig]:
     return type("".join(part.title() for part in parts) + "Config", (family,), members)
 
 
+def _unpickled(name: str, values: dict[str, Any]) -> BackboneConfig:
+    return config_class(name)(**values)
+
+
 class BackboneRegistry(Registry):
     """Names of vision backbones: the table, ``timm:<model>`` and ``custom:`` paths."""
 
@@ -162,4 +170,4 @@ class BackboneRegistry(Registry):
         return variant or f"{CUSTOM}{type(config).__module__}.{type(config).__qualname__}"
 
 
-BACKBONES = BackboneRegistry("backbone", {name: BackboneConfig for name in VARIANTS}, default="swin_tiny")
+BACKBONES = BackboneRegistry("backbone", dict.fromkeys(VARIANTS, BackboneConfig), default="swin_tiny")

@@ -45,12 +45,14 @@ class Family:
         config: Dotted path of the configuration dataclass.
         source: Where the official code and weights are, with their licence.
         operators: Attention operators it runs on, as ``attention.used()`` names them.
+        keymaps: Dotted path of the key maps of its official weights, by family; empty for models of timm.
     """
 
     title: str
     config: str
     source: str
     operators: tuple[str, ...] = ()
+    keymaps: str = ""
 
 
 FAMILIES = {
@@ -82,48 +84,56 @@ FAMILIES = {
     "nat": Family(
         title="Neighborhood Attention Transformer, Hassani et al. 2023",
         config="backbones.vision.config:DiNATConfig",
+        keymaps="checkpoints.official.dinat:KEYMAPS",
         source="SHI-Labs/Neighborhood-Attention-Transformer, MIT",
         operators=("neighborhood_attention",),
     ),
     "dinat": Family(
         title="Dilated Neighborhood Attention Transformer, Hassani and Shi 2022",
         config="backbones.vision.config:DiNATConfig",
+        keymaps="checkpoints.official.dinat:KEYMAPS",
         source="SHI-Labs/Neighborhood-Attention-Transformer, MIT",
         operators=("neighborhood_attention",),
     ),
     "dinat_s": Family(
         title="DiNAT in the layout of Swin, Hassani and Shi 2022",
         config="backbones.vision.config:DiNATConfig",
+        keymaps="checkpoints.official.dinat:KEYMAPS",
         source="SHI-Labs/Neighborhood-Attention-Transformer, MIT",
         operators=("neighborhood_attention",),
     ),
     "dinat_isotropic": Family(
         title="Isotropic NAT and DiNAT, Hassani and Shi 2022",
         config="backbones.vision.config:DiNATConfig",
+        keymaps="checkpoints.official.dinat:KEYMAPS",
         source="SHI-Labs/Neighborhood-Attention-Transformer, MIT",
         operators=("neighborhood_attention",),
     ),
     "biformer": Family(
         title="BiFormer, Zhu et al. 2023",
         config="backbones.vision.config:BiFormerConfig",
+        keymaps="checkpoints.official.biformer:KEYMAPS",
         source="rayleizhu/BiFormer, MIT",
         operators=("routed_attention", "attend"),
     ),
     "biformer_stl": Family(
         title="BiFormer in the layout of Swin-T, Zhu et al. 2023",
         config="backbones.vision.config:BiFormerConfig",
+        keymaps="checkpoints.official.biformer:KEYMAPS",
         source="rayleizhu/BiFormer, MIT",
         operators=("routed_attention", "attend"),
     ),
     "vig": Family(
         title="ViG with gated linear attention, Liao et al. 2024",
         config="backbones.vision.config:ViGConfig",
+        keymaps="checkpoints.official.vig:KEYMAPS",
         source="hustvl/ViG, MIT",
         operators=("gated_linear_attention",),
     ),
     "vig_h": Family(
         title="ViG-H, the pyramid of ViG, Liao et al. 2024",
         config="backbones.vision.config:ViGConfig",
+        keymaps="checkpoints.official.vig:KEYMAPS",
         source="hustvl/ViG, MIT",
         operators=("gated_linear_attention",),
     ),
