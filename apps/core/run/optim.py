@@ -11,35 +11,69 @@ import torch
 from torch import nn
 
 from apps.core.config import OptimConfig, ScheduleConfig
+from backbones.vision.base import VisionBackbone
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Trainable parameters in two groups: those that are decayed, and those that are not.
+def parameter_groups(
+    model: nn.Module, weight_decay: float, lr: float = 1e-3, layer_decay: float = 1.0
+) -> list[dict[str, Any]]:
+    """Trainable parameters by what they are decayed by and how fast they learn.
 
     Not decayed are parameters of one dimension or none (biases, scales), those of norms and embedding tables, and those
     marked with a true attribute ``_no_weight_decay`` (position tables, state matrices).
 
     Args:
         model: The model.
-        weight_decay: Decay of the first group.
+        weight_decay: Decay of the parameters that are decayed.
+        lr: Learning rate of the last layers.
+        layer_decay: Factor of the learning rate from each layer of a vision backbone to the one before it, see
+            :func:`layer_scales`.
 
     Returns:
-        Groups for a torch optimiser; empty ones are left out.
+        Groups for a torch optimiser with ``params``, ``weight_decay`` and ``lr``; empty ones are left out.
     """
     kept = [module for module in model.modules() if isinstance(module, nn.Embedding) or "Norm" in type(module).__name__]
     undecayed = {id(parameter) for module in kept for parameter in module.parameters(recurse=False)}
-    groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
-    for parameter in model.parameters():
+    scales = layer_scales(model, layer_decay)
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {(1.0, True): [], (1.0, False): []}
+    for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             marked = getattr(parameter, "_no_weight_decay", False) or id(parameter) in undecayed
-            groups[parameter.ndim > 1 and not marked].append(parameter)
-    decays = {True: weight_decay, False: 0.0}
-    return [{"params": params, "weight_decay": decays[decayed]} for decayed, params in groups.items() if params]
+            key = (scales.get(name, 1.0), parameter.ndim > 1 and not marked)
+            groups.setdefault(key, []).append(parameter)
+    return [
+        {"params": params, "weight_decay": weight_decay if decayed else 0.0, "lr": lr * scale}
+        for (scale, decayed), params in groups.items()
+        if params
+    ]
+
+
+def layer_scales(model: nn.Module, decay: float) -> dict[str, float]:
+    """Factor of the learning rate of every parameter inside a vision backbone; other parameters learn at full rate.
+
+    Layer number l of a backbone with D layers (the stem is number 0) gets ``decay ** (D - l)``, so that what lies
+    outside the backbone counts as layer D.
+
+    Args:
+        model: Any model; backbones are found wherever they are in it.
+        decay: Factor per layer, in (0, 1]; 1 gives an empty result.
+
+    Source: Clark et al. 2020, "ELECTRA", appendix A; for images Bao et al. 2021, "BEiT".
+    """
+    if decay == 1:
+        return {}
+    scales = {}
+    for path, module in model.named_modules():
+        if isinstance(module, VisionBackbone):
+            prefix, depth = f"{path}." if path else "", module.depth
+            for name, _ in module.named_parameters():
+                scales[prefix + name] = decay ** (depth - module.layer_of(name))
+    return scales
 
 
 def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
     """The configured optimiser over the groups of ``model``."""
-    groups = parameter_groups(model, config.weight_decay)
+    groups = parameter_groups(model, config.weight_decay, config.lr, config.layer_decay)
     if config.name == "sgd":
         return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum)
     kinds: dict[str, Callable[..., torch.optim.Optimizer]] = {

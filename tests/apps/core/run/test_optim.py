@@ -9,6 +9,7 @@ from torch import nn
 
 from apps.core.config import OptimConfig, ScheduleConfig
 from apps.core.run.optim import build_optimizer, learning_rate_factor, parameter_groups
+from backbones.vision.base import Stage, VisionBackbone
 
 
 class Net(nn.Module):
@@ -64,3 +65,40 @@ def test_cosine_goes_from_the_peak_to_its_floor():
     assert factor(7) == pytest.approx(0.55)
     assert factor(12) == pytest.approx(0.1) == factor(1000)
     assert factor(4) == pytest.approx(0.1 + 0.9 * (1 + math.cos(math.pi / 5)) / 2)
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(2, 2)
+
+
+class Backbone(VisionBackbone):
+    def __init__(self) -> None:
+        super().__init__(in_channels=3, channels=(2, 2), strides=(4, 8))
+        self.stem = nn.Linear(2, 2)
+        self.stages = nn.ModuleList([Stage(nn.Identity(), [Block()]), Stage(nn.Linear(2, 2), [Block(), Block()])])
+        self.finish(output_norms=True)
+
+
+def test_layers_of_a_backbone_learn_slower_the_nearer_they_are_to_the_image():
+    model = nn.ModuleDict({"backbone": Backbone(), "head": nn.Linear(2, 2)})
+    groups = parameter_groups(model, 0.1, lr=1.0, layer_decay=0.5)
+    rates = {name: group["lr"] for group in groups for name in names(model, group)}
+    # stem, three blocks and the output norms are layers 0 to 4 of 5; the head is beyond them
+    assert rates["head.weight"] == rates["head.bias"] == 1.0
+    assert rates["backbone.output_norms.0.weight"] == 0.5
+    assert rates["backbone.stages.1.blocks.1.linear.weight"] == 0.5**2
+    assert rates["backbone.stages.1.blocks.0.linear.bias"] == rates["backbone.stages.1.downsample.weight"] == 0.5**3
+    assert rates["backbone.stages.0.blocks.0.linear.weight"] == 0.5**4
+    assert rates["backbone.stem.weight"] == 0.5**5
+    assert sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
+
+
+def test_without_layer_decay_there_are_two_groups():
+    assert len(parameter_groups(nn.ModuleDict({"backbone": Backbone(), "head": nn.Linear(2, 2)}), 0.1)) == 2
+
+
+def test_layer_decay_out_of_range_is_named():
+    assert list(OptimConfig(layer_decay=0.0).problems()) == ["layer_decay=0.0 must be above 0 and up to 1 (off)"]
+    assert list(OptimConfig(layer_decay=1.5).problems())
