@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,18 @@ from backbones.vision.freezing import freeze_stages
 from backbones.vision.weights import load_pretrained, load_weights
 from graftwork.errors import all_problems
 from graftwork.names import unknown
+
+_initial: ContextVar[bool] = ContextVar("graftwork_initial_weights", default=True)
+
+
+@contextmanager
+def without_initial_weights() -> Iterator[None]:
+    """Inside, ``pretrained`` and ``weights`` of configurations are ignored: other weights replace them right after."""
+    token = _initial.set(False)
+    try:
+        yield
+    finally:
+        _initial.reset(token)
 
 
 def create_backbone(
@@ -134,6 +148,8 @@ def _structure(config: BackboneConfig, in_channels: int, out_indices: Sequence[i
 
 
 def _load(model: VisionBackbone | Classifier, config: BackboneConfig) -> None:
+    if not _initial.get():
+        return
     if config.weights:
         load_weights(model, config.weights, config.facts.family)
     elif config.pretrained:

@@ -11,6 +11,7 @@ from apps.core.checkpoints.agreement import refuse_other_data
 from apps.core.checkpoints.read import WeightsMeta, resolve_weights, stored_config
 from apps.core.cli.schema import to_plain
 from apps.core.task import Task, VerbOptions
+from backbones.vision.create import without_initial_weights
 from graftwork.errors import ConfigError, UserError, WeightsError
 
 
@@ -55,7 +56,8 @@ def load_module(task: Task, config: Any, options: VerbOptions, *, need_weights: 
         return _fresh(task, config)
     state, meta = resolve_weights(options.weights, task.name)
     refuse_other_data(meta.config, meta.info, to_plain(config).get("data") or {}, str(meta.path))
-    loaded = Loaded(_module(task, config, meta.info), meta.info) if meta.info is not None else _fresh(task, config)
+    with without_initial_weights():
+        loaded = Loaded(_module(task, config, meta.info), meta.info) if meta.info is not None else _fresh(task, config)
     loaded.module.load_weights(state, meta)
     return loaded._replace(meta=meta)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import pytorch_lightning as pl
@@ -11,6 +12,7 @@ from apps.core.config import AppConfig
 from apps.core.run.module import GraftModule
 from apps.core.run.randomness import seed_place
 from apps.core.task import Task, VerbOptions
+from backbones.vision.create import without_initial_weights
 
 
 def default_name(config: AppConfig) -> str:
@@ -34,9 +36,10 @@ def prepared_data(config: AppConfig) -> Any:
 
 
 def prepared_module(task: Task, config: AppConfig, options: VerbOptions, data: Any) -> GraftModule:
-    """The module with weights that depend on the seed alone."""
+    """The module with weights that depend on the seed alone, or with those that its configuration begins with."""
     seed_place(config.seed, "init")
-    module: GraftModule = task.module_class()(config, data.info)
+    with without_initial_weights() if options.weights else nullcontext():
+        module: GraftModule = task.module_class()(config, data.info)
     module.story = {"task": task.name, "config": to_plain(config), "config_text": options.config_text}
     if config.trainer.compile:
         module.model.compile()

@@ -166,6 +166,7 @@ def _check_same(checkpoint: Path, task: Task, module: GraftModule) -> None:
     sizes = {f"data.{key}" for key in (*(meta.info or {}), *CHOSEN)}
     fixed = {"model": [text for key, text in changed.items() if key.startswith("model.")]}
     fixed["data"] = [text for key, text in changed.items() if key in sizes]
+    fixed["optim"] = [text for key, text in changed.items() if key == "optim.layer_decay"]  # it groups the parameters
     for section, texts in fixed.items():
         if texts:
             mend = f"Resume with the same {section}, or start a new run"

@@ -129,6 +129,11 @@ def test_resuming_with_another_model_is_refused(fitted):
         run(fitted, resume=True, **{"model.width": 16})
 
 
+def test_resuming_with_another_grouping_of_the_parameters_is_refused(fitted):
+    with pytest.raises(ConfigError, match=r"optim\.layer_decay=1\.0, now 0\.5.*same optim"):
+        run(fitted, resume=True, **{"optim.layer_decay": 0.5})
+
+
 def test_resuming_with_other_sizes_of_the_data_is_refused(fitted, tmp_path):
     path = tmp_path / "last.ckpt"
     checkpoint = torch.load(fitted / "checkpoints" / "last.ckpt", weights_only=True)
