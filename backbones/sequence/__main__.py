@@ -6,13 +6,11 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from backbones.tables import print_memories, print_speeds
 from graftwork.errors import ConfigError, UserError
 from graftwork.names import unknown
-
-if TYPE_CHECKING:
-    from backbones.sequence.benchmark import Memory, Speed
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -68,12 +66,12 @@ def _benchmark(options: argparse.Namespace) -> dict[str, Any]:
     names = benchmark.chosen(options.names)
     speeds = benchmark.compare_forms(names, size, options.repeats)
     title = f"Training step, {size.batch} x {size.length} x {size.width}, {size.device}"
-    _print_speeds(speeds, f"{title}, {torch.get_num_threads()} threads")
+    print_speeds(speeds, f"{title}, {torch.get_num_threads()} threads")
     memories = []
     if options.memory:
         small = benchmark.Size(batch=1, heads=options.heads, width=options.width, device=options.device)
         memories = [benchmark.memory_growth(name, small) for name in names if benchmark.CASES[name].linear]
-        _print_memories(memories)
+        print_memories(memories, "Peak memory (MiB) of a training step by tokens, one sequence: live tensors")
     return {
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
@@ -81,31 +79,6 @@ def _benchmark(options: argparse.Namespace) -> dict[str, Any]:
         "speed": [row._asdict() for row in speeds],
         "memory": [row._asdict() for row in memories],
     }
-
-
-def _print_speeds(rows: list[Speed], title: str) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table("operator", "fast ms", "math ms", "math / fast", "range", title=title)
-    for row in rows:
-        spread = f"{row.ratio_min:.1f} - {row.ratio_max:.1f}"
-        table.add_row(row.name, f"{row.fast_s * 1e3:.1f}", f"{row.math_s * 1e3:.1f}", f"{row.ratio:.1f}", spread)
-    Console().print(table)
-
-
-def _print_memories(rows: list[Memory]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    if not rows:
-        return
-    lengths = [f"{length:,}" for length in rows[0].lengths]
-    title = "Peak memory (MiB) of a training step by tokens, one sequence: live tensors, counted per operator"
-    table = Table("operator", *lengths, "growth", title=title)
-    for row in rows:
-        table.add_row(row.name, *[f"{peak / 2**20:.1f}" for peak in row.bytes], f"{row.exponent:.2f}")
-    Console().print(table)
 
 
 if __name__ == "__main__":

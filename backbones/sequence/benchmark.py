@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -17,7 +16,7 @@ from backbones.attention.flow import flow_attention
 from backbones.attention.probsparse import draw_keys, prob_sparse_attention
 from backbones.attention.scan import scan_attention
 from backbones.attention.selective_scan import selective_scan
-from backbones.timing import measure, peak_memory, ratio
+from backbones.comparison import Memory, Speed, compare, grow, training_call
 
 
 @dataclass(kw_only=True)
@@ -45,26 +44,6 @@ class Case(NamedTuple):
     linear: bool = False
 
 
-class Speed(NamedTuple):
-    """Seconds of a training step in both forms, and paired ratios literal / fast."""
-
-    name: str
-    fast_s: float
-    math_s: float
-    ratio: float
-    ratio_min: float
-    ratio_max: float
-
-
-class Memory(NamedTuple):
-    """Peak bytes of a training step of the fast form over lengths; bytes grow like length ** exponent."""
-
-    name: str
-    lengths: list[int]
-    bytes: list[int]
-    exponent: float
-
-
 def _leaves(size: Size, *shapes: tuple[int, ...]) -> list[Tensor]:
     generator = torch.Generator().manual_seed(0)
     return [torch.randn(*shape, generator=generator).to(size.device).requires_grad_() for shape in shapes]
@@ -74,17 +53,10 @@ def _heads(size: Size) -> tuple[int, int, int, int]:
     return size.batch, size.length, size.heads, size.width // size.heads
 
 
-def _train(leaves: Sequence[Tensor], run: Callable[[str], Tensor]) -> Callable[[str], Any]:
-    """Forward and backward with one fixed gradient of the output."""
-    with torch.no_grad():
-        grad = torch.ones_like(run("auto"))
-    return lambda backend: torch.autograd.grad(run(backend), leaves, grad)
-
-
 def _on_heads(operator: Callable[..., Tensor], **options: Any) -> Callable[[Size], Callable[[str], Any]]:
     def build(size: Size) -> Callable[[str], Any]:
         leaves = _leaves(size, *[_heads(size)] * 3)
-        return _train(leaves, lambda backend: operator(*leaves, backend=backend, **options))
+        return training_call(leaves, lambda backend: operator(*leaves, backend=backend, **options))
 
     return build
 
@@ -110,12 +82,12 @@ def _selective_scan(size: Size) -> Callable[[str], Any]:
     def run(backend: str) -> Tensor:
         return selective_scan(x, step, rate, b, c, backend=backend)[0]
 
-    return _train(leaves, run)
+    return training_call(leaves, run)
 
 
 def _scan(size: Size) -> Callable[[str], Any]:
     logits, values = leaves = _leaves(size, _heads(size)[:3], _heads(size))
-    return _train(leaves, lambda backend: scan_attention(logits, values, backend=backend)[0])
+    return training_call(leaves, lambda backend: scan_attention(logits, values, backend=backend)[0])
 
 
 CASES = {
@@ -141,27 +113,14 @@ def chosen(names: Iterable[str]) -> list[str]:
 
 def compare_forms(names: Iterable[str], size: Size, repeats: int = 5) -> list[Speed]:
     """Time a training step of both forms in turns, after a warm-up of each."""
-    rows = []
-    for name in names:
-        step = CASES[name].build(size)
-        timings = measure({"fast": lambda s=step: s("auto"), "math": lambda s=step: s("math")}, repeats=repeats)  # type: ignore[misc]
-        paired = ratio(timings["math"], timings["fast"])
-        rows.append(Speed(name, timings["fast"].p50, timings["math"].p50, *paired))
-    return rows
+    return [compare(name, CASES[name].build(size), repeats) for name in names]
 
 
 def memory_growth(name: str, size: Size, lengths: Sequence[int] = (1024, 2048, 4096, 8192, 16384)) -> Memory:
     """Peak memory of a training step of the fast form at each length, see :func:`backbones.timing.peak_memory`."""
-    peaks = []
-    for length in lengths:
-        step = CASES[name].build(Size(**{**vars(size), "length": length}))
-        peaks.append(peak_memory(lambda s=step: s("auto")))  # type: ignore[misc]
-    return Memory(name, list(lengths), peaks, growth_exponent(lengths, peaks))
 
+    def step(length: int) -> Callable[[], Any]:
+        call = CASES[name].build(Size(**{**vars(size), "length": length}))
+        return lambda: call("auto")
 
-def growth_exponent(lengths: Sequence[int], peaks: Sequence[int]) -> float:
-    """Slope of log(bytes) over log(length), by least squares: 1 is linear, 2 quadratic."""
-    xs, ys = [math.log(length) for length in lengths], [math.log(peak) for peak in peaks]
-    mean_x, mean_y = sum(xs) / len(xs), sum(ys) / len(ys)
-    covariance = sum((x - mean_x) * (y - mean_y) for x, y in zip(xs, ys, strict=True))
-    return covariance / sum((x - mean_x) ** 2 for x in xs)
+    return grow(name, lengths, step)

@@ -34,11 +34,6 @@ def test_memory_of_linear_operators_grows_linearly(name):
     assert 0.5 < growth.exponent < 1.1  # work buffers of constant size flatten it at small lengths
 
 
-def test_quadratic_growth_is_told_from_linear():
-    assert benchmark.growth_exponent([1, 2, 4], [3, 6, 12]) == pytest.approx(1)
-    assert benchmark.growth_exponent([1, 2, 4], [5, 20, 80]) == pytest.approx(2)
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
