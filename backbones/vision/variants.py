@@ -21,6 +21,8 @@ class Variant:
         strides: Pixels per position of every level.
         values: What the family's constructor needs besides.
         parameters: Of the classifier with 1000 classes.
+        gmacs: Multiply-accumulates of the backbone on one image of ``image_size``, in 1e9, counted by
+            ``python -m backbones show``.
         drop_path: Published stochastic-depth rate of its ImageNet-1K training.
         image_size: Side of the images it was published with.
         top1: Published accuracy in percent; None where it is not known to us.
@@ -31,6 +33,7 @@ class Variant:
     strides: tuple[int, ...] = (4, 8, 16, 32)
     values: Mapping[str, Any] = field(default_factory=dict)
     parameters: int = 0
+    gmacs: float = 0.0
     drop_path: float = 0.0
     image_size: int = 224
     top1: float | None = None
