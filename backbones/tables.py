@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import csv
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from graftwork.errors import UserError
+
+WIDE = 180
+"""Characters of a line in files and pipes."""
 
 if TYPE_CHECKING:
     from backbones.comparison import Memory, Speed
@@ -38,7 +42,7 @@ def print_memories(rows: Sequence[Memory], title: str) -> None:
 
 
 def print_table(names: Sequence[str], rows: Sequence[Sequence[str]], title: str = "") -> None:
-    """A table of text; columns keep their width where the output is no terminal."""
+    """A table of text, wide enough for its columns where the output is no terminal."""
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
@@ -46,10 +50,7 @@ def print_table(names: Sequence[str], rows: Sequence[Sequence[str]], title: str 
     table = Table(*names, title=title)
     for row in rows:
         table.add_row(*[escape(cell) for cell in row])
-    console = Console()
-    if not console.is_terminal:
-        console.width = max(console.width, console.measure(table).maximum)
-    console.print(table)
+    Console(width=None if sys.stdout.isatty() else WIDE).print(table)
 
 
 def write_rows(rows: Sequence[Mapping[str, Any]], file: Path | None, facts: Mapping[str, Any] | None = None) -> None:
