@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
+from datamodules.cache import cache_folder, write_if_changed
 from datamodules.forecasting.calendar import default_season, frequency_offset
 from datamodules.forecasting.config import GeneratedConfig
 from datamodules.forecasting.csv import load_csv
-from datamodules.forecasting.folder import cache_folder, write_if_changed
 from datamodules.forecasting.source import SeriesSource
 
 START = "2024-01-01"
@@ -23,7 +23,7 @@ def load_generated(config: GeneratedConfig) -> SeriesSource:
     text = generate(config).to_csv(
         index=False, float_format="%.6f", lineterminator="\n", date_format="%Y-%m-%d %H:%M:%S"
     )
-    path = write_if_changed(cache_folder(config.root) / name, text)
+    path = write_if_changed(cache_folder(config.root, "forecasting") / name, text)
     return load_csv(config.as_csv(root=str(path), frequency=config.frequency), view=config)
 
 

@@ -23,9 +23,9 @@ from pathlib import Path
 
 import pandas as pd
 
+from datamodules.cache import cache_folder, write_if_changed
 from datamodules.forecasting.config import SampleConfig
 from datamodules.forecasting.csv import load_csv
-from datamodules.forecasting.folder import cache_folder, write_if_changed
 from datamodules.forecasting.source import SeriesSource
 from graftwork.errors import DataError, missing_package
 
@@ -59,7 +59,7 @@ def write_sample(root: str | None) -> Path:
     Args:
         root: Folder; a temporary one if None.
     """
-    folder = cache_folder(root)
+    folder = cache_folder(root, "forecasting")
     table = read_packaged(packaged_file())
     write_if_changed(folder / "metro_traffic.LICENCE.txt", NOTICE)
     return write_if_changed(folder / FILE, table.to_csv(index=False, lineterminator="\n"))
