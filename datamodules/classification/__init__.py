@@ -1,0 +1,1 @@
+"""Images in classes: folders, the embedded sample, generated shapes."""
