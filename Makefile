@@ -1,7 +1,7 @@
 # Everything needs Python >= 3.11 and make, nothing else. PYTHON picks the interpreter: make setup PYTHON=python3.12
 PYTHON ?= python3
 VENV ?= .venv
-EXTRAS ?= dev,export,sample
+EXTRAS ?= dev,export,sample,vision
 UV := .uv/bin/uv
 RUN := $(VENV)/bin/python
 comma := ,

@@ -23,7 +23,7 @@ from graftwork.errors import UserError
 
 EXTRAS = {
     "export": (("onnx", "onnxscript", "onnxruntime"), "export --format onnx"),
-    "sample": (("autots",), "real data to try forecasting with, no download"),
+    "sample": (("autots", "sklearn"), "real data to try the apps with, no download"),
     "natten": (("natten",), "neighborhood attention on CUDA"),
     "vision": (("timm", "torchvision"), "vision backbones and image transforms"),
     "speech": (("torchaudio", "soundfile", "jiwer", "sentencepiece"), "audio files, features, word error rate"),
