@@ -1,0 +1,1 @@
+"""Networks for super-resolution and restoration, ignorant of training."""
