@@ -6,7 +6,6 @@ Shape legend: B batch, C channels, H height, W width of the input; s scale.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -29,38 +28,40 @@ class Span(NamedTuple):
     keep: tuple[int, int]
 
 
-def spans(length: int, tile: int, margin: int, blend: int = 0) -> list[Span]:
+def spans(length: int, tile: int, margin: int, blend: int = 0, align: int = 1) -> list[Span]:
     """Cut an axis into tiles.
 
-    Every tile reads ``tile`` pixels, fewer where the axis is shorter. Nothing within ``margin`` pixels of a side where
-    it borders on another tile is used; neighbours share ``blend`` pixels of what is used.
+    Every tile reads ``tile`` pixels, the last one what is left. Nothing within ``margin`` pixels of a side where it
+    borders on another tile is used; neighbours share ``blend`` pixels of what is used.
 
     Args:
         length: Pixels of the axis, at least 1.
         tile: Pixels read at once.
         margin: Pixels read on each side for context only.
         blend: Pixels shared by neighbours, at most a third of what lies between the margins.
+        align: Tiles begin at multiples of it, so that windows of that size lie where they lie in the whole image.
 
     Raises:
         ConfigError: The margins leave nothing of a tile, or too little for the blend.
     """
     step = tile - 2 * margin - blend
+    step -= step % align
     if margin < 0 or blend < 0 or step < max(1, 2 * blend):
+        least = 2 * max(margin, 0) + max(align, 3 * blend)
         raise ConfigError(
             f"tile={tile} leaves too little between margins of {margin} pixels and a blend of {blend} pixels",
-            mend=f"Use a tile of at least {2 * max(margin, 0) + max(1, 3 * blend)} pixels",
+            mend=f"Use a tile of at least {least + -least % align} pixels",
         )
-    if length <= tile:
-        return [Span((0, length), (0, length))]
-    count = -(-(length - tile) // step) + 1
-    starts = [round(i * (length - tile) / (count - 1)) for i in range(count)]
+    starts = [0]
+    while starts[-1] + tile < length:
+        starts.append(starts[-1] + step)
+    ends = [min(start + tile, length) for start in starts]
     seams = [
-        (after + before + tile) // 2 - blend // 2 for before, after in pairwise(starts)
-    ]  # in the middle of what both neighbours read
-    firsts, lasts = [0, *seams], [*(seam + blend for seam in seams), length]
-    return [
-        Span((start, start + tile), (first, last)) for start, first, last in zip(starts, firsts, lasts, strict=True)
+        (start + end) // 2 - blend // 2  # in the middle of what both neighbours read
+        for start, end in zip(starts[1:], ends[:-1], strict=True)
     ]
+    firsts, lasts = [0, *seams], [*(seam + blend for seam in seams), length]
+    return [Span(*pairs) for pairs in zip(zip(starts, ends, strict=True), zip(firsts, lasts, strict=True), strict=True)]
 
 
 def restore_in_tiles(
@@ -71,6 +72,7 @@ def restore_in_tiles(
     tile: int,
     margin: int,
     blend: int = 0,
+    align: int = 1,
     device: torch.device | None = None,
 ) -> Tensor:
     """Restore images tile by tile; equal to one pass where the model sees no further than ``margin`` pixels.
@@ -82,6 +84,7 @@ def restore_in_tiles(
         tile: Side of the tiles, in input pixels.
         margin: Input pixels around each tile that are read for context only.
         blend: Input pixels over which neighbouring tiles fade into each other.
+        align: See :func:`spans`.
         device: Where the model runs; that of the images if omitted.
 
     Returns:
@@ -92,8 +95,8 @@ def restore_in_tiles(
     """
     batch, channels, height, width = images.shape
     output = torch.zeros(batch, channels, height * scale, width * scale)
-    for rows, row_ramp in _with_ramps(spans(height, tile, margin, blend), scale):
-        for columns, column_ramp in _with_ramps(spans(width, tile, margin, blend), scale):
+    for rows, row_ramp in _with_ramps(spans(height, tile, margin, blend, align), scale):
+        for columns, column_ramp in _with_ramps(spans(width, tile, margin, blend, align), scale):
             part = images[:, :, slice(*rows.read), slice(*columns.read)]
             restored = model(part.to(device or images.device)).float().cpu()
             inside = restored[:, :, _inner(rows, scale), _inner(columns, scale)]

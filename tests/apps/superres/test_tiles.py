@@ -27,14 +27,20 @@ class Local(nn.Module):
         return self.shuffle(self.body(images))
 
 
-@given(length=st.integers(1, 200), inner=st.integers(1, 40), margin=st.integers(0, 12), blend=st.integers(0, 12))
-def test_tiles_cover_an_axis(length, inner, margin, blend):
-    tile = 2 * margin + max(inner, 3 * blend)
-    found = spans(length, tile, margin, blend)
+@given(
+    length=st.integers(1, 200),
+    inner=st.integers(1, 40),
+    margin=st.integers(0, 12),
+    blend=st.integers(0, 12),
+    align=st.integers(1, 9),
+)
+def test_tiles_cover_an_axis(length, inner, margin, blend, align):
+    tile = 2 * margin + max(inner, 3 * blend) + align
+    found = spans(length, tile, margin, blend, align)
     assert found[0].keep[0] == 0 and found[-1].keep[1] == length
     for span in found:
         assert 0 <= span.read[0] <= span.keep[0] < span.keep[1] <= span.read[1] <= length
-        assert span.read[1] - span.read[0] == min(tile, length)
+        assert span.read[1] == min(span.read[0] + tile, length) and span.read[0] % align == 0
         assert span.keep[0] == 0 or span.keep[0] - span.read[0] >= margin
         assert span.keep[1] == length or span.read[1] - span.keep[1] >= margin
     for before, after in pairwise(found):
