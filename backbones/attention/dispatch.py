@@ -25,7 +25,10 @@ if TYPE_CHECKING:
 
 VARIABLE = "GRAFTWORK_ATTENTION"
 BACKENDS = ("xformers", "sdpa", "math")
-NAMES = ("auto", *BACKENDS)
+"""Of ``attend``."""
+NATTEN = "natten"
+"""Serves neighborhood attention only; wanted in general, it leaves all other operators at ``auto``."""
+NAMES = ("auto", *BACKENDS, NATTEN)
 
 logger = logging.getLogger("graftwork.attention")
 _forced: ContextVar[str | None] = ContextVar("graftwork_attention", default=None)
@@ -151,6 +154,10 @@ def wish(backend: str = "auto") -> tuple[str, str]:
     return _checked(name, VARIABLE), VARIABLE if name != "auto" else ""
 
 
+# What torch.compiler.assume_constant_result does, without torch: a compiled call keeps the wish it was compiled under.
+wish.__dict__["_dynamo_marked_constant"] = True
+
+
 def resolve_form(operator: str, backend: str = "auto") -> Literal["fast", "math"]:
     """Choose between the two forms of an operator that has no foreign kernels.
 
@@ -168,6 +175,48 @@ def resolve_form(operator: str, backend: str = "auto") -> Literal["fast", "math"
     form: Literal["fast", "math"] = "math" if name == "math" else "fast"
     _record(operator, Choice(form, "any", "any", source))
     return form
+
+
+def resolve_kernel(operator: str, request: Any, kernels: tuple[str, ...], backend: str = "auto") -> str:
+    """Choose for an operator that has two forms of our own and foreign kernels beside them.
+
+    Args:
+        operator: Name of the operator, for the record.
+        request: What the call needs, as the kernels' ``why_not`` understands it, with ``device`` and ``dtype``.
+        kernels: Backends that bring such kernels, fastest first; ``auto`` prefers them to our own form.
+        backend: The call's own argument.
+
+    Returns:
+        One of ``kernels``, ``"fast"`` or ``"math"``. Backends that have no kernel for the operator give ``"fast"``.
+
+    Raises:
+        ConfigError: Unknown backend name, or one of ``kernels`` is wanted and cannot serve the call.
+    """
+    name, source = wish(backend)
+    if name in kernels:
+        candidates: tuple[str, ...] = (name,)
+    else:
+        candidates = kernels if name == "auto" and not exporting() else ()
+    passed_over: dict[str, str] = {}
+    for candidate in candidates:
+        reason = refusal(candidate, request)
+        if reason is None:
+            _record(operator, Choice(candidate, str(request.device), _short(request.dtype), source, passed_over))
+            return candidate
+        passed_over[candidate] = reason
+    if name in kernels:
+        raise _cannot_serve(name, operator, passed_over[name], source)
+    form = "math" if name == "math" else "fast"
+    _record(operator, Choice(form, str(request.device), _short(request.dtype), source, passed_over))
+    return form
+
+
+def _cannot_serve(name: str, operator: str, reason: str, source: str) -> ConfigError:
+    return ConfigError(
+        f"attention backend '{name}' cannot serve this call of {operator}: {reason}",
+        where=source,
+        mend="Use 'auto' or 'math', or see: python -m backbones.attention",
+    )
 
 
 def backend_module(name: str) -> Any:
@@ -212,6 +261,8 @@ def choose(operator: str, request: Request, backend: str = "auto") -> str:
         ConfigError: Unknown name, or a wanted backend that cannot serve the call; the message says why.
     """
     name, source = wish(backend)
+    if name == NATTEN and backend != NATTEN:
+        name = "auto"
     passed_over: dict[str, str] = {}
     for candidate in preference(request) if name == "auto" else (name,):
         reason = refusal(candidate, request)
@@ -219,14 +270,10 @@ def choose(operator: str, request: Request, backend: str = "auto") -> str:
             _record(operator, Choice(candidate, str(request.device), _short(request.dtype), source, passed_over))
             return candidate
         passed_over[candidate] = reason
-    raise ConfigError(
-        f"attention backend '{name}' cannot serve this call of {operator}: {passed_over[name]}",
-        where=source,
-        mend="Use 'auto' or 'math', or see: python -m backbones.attention",
-    )
+    raise _cannot_serve(name, operator, passed_over[name], source)
 
 
-def refusal(name: str, request: Request) -> str | None:
+def refusal(name: str, request: Any) -> str | None:
     """Why a backend cannot serve a call, its probe on that device and type included; None if it can."""
     import torch
 
@@ -241,7 +288,7 @@ def probe(name: str, device: str, dtype: torch.dtype) -> str | None:
     """Run a backend once, forward and backward, beside the reference; importable is not usable.
 
     Args:
-        name: A name of :data:`BACKENDS`.
+        name: A backend; its module may bring a ``probe`` of its own that gives results and expected ones.
         device: Device to run on.
         dtype: Type of the tensors.
 
@@ -253,12 +300,17 @@ def probe(name: str, device: str, dtype: torch.dtype) -> str | None:
     # Fixed numbers instead of random ones: a probe must not move the generator of a training that is to be resumed.
     with torch.inference_mode(False), torch.enable_grad(), torch.autocast(torch.device(device).type, enabled=False):
         try:
-            found, expected = (_probe_run(backend, device, dtype) for backend in (name, "math"))
+            own = getattr(backend_module(name), "probe", _probe_pair)
+            found, expected = own(name, device, dtype)
         except Exception as error:  # whatever a foreign kernel raises is the answer
             return f"probe failed: {type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
     tolerance = 1e-4 if dtype.itemsize >= 4 else 5e-2
     worst = max(float((ours - theirs).abs().max()) for ours, theirs in zip(found, expected, strict=True))
     return None if worst <= tolerance else f"probe differs from math by {worst:.1e}"
+
+
+def _probe_pair(name: str, device: str, dtype: torch.dtype) -> list[list[torch.Tensor]]:
+    return [_probe_run(backend, device, dtype) for backend in (name, "math")]
 
 
 def _probe_run(name: str, device: str, dtype: torch.dtype) -> list[torch.Tensor]:
@@ -268,6 +320,12 @@ def _probe_run(name: str, device: str, dtype: torch.dtype) -> list[torch.Tensor]
     inputs = [(tokens * factor).requires_grad_() for factor in (1.0, -0.5, 2.0)]
     output = backend_module(name).run(*inputs, causal=True, scale=0.25)
     return [tensor.detach().float() for tensor in (output, *torch.autograd.grad(output.sum(), inputs))]
+
+
+def _compiling() -> bool:
+    import torch
+
+    return torch.compiler.is_compiling()
 
 
 def _short(dtype: torch.dtype) -> str:
@@ -280,6 +338,8 @@ def _record(operator: str, choice: Choice) -> None:
     if key in choices:
         return
     choices[key] = choice
+    if _compiling():  # a logger would cut the graph in two
+        return
     wanted = f", wanted by {choice.wanted_by}" if choice.wanted_by else ""
     instead = "".join(f"; not {name}: {reason}" for name, reason in choice.passed_over.items())
     logger.info("%s on %s %s: %s%s%s", operator, choice.device, choice.dtype, choice.backend, wanted, instead)
@@ -317,7 +377,7 @@ def explain(device: str | None = None) -> list[Row]:
         raise ConfigError(f"'{device}' is no device", where="device", mend="Use e.g. cpu, cuda or cuda:1") from error
     if place.type == "cuda" and not torch.cuda.is_available():
         absent = "no CUDA device here: no driver, no GPU, or a torch built without CUDA"
-        return [Row(name, str(place), (), absent) for name in (*BACKENDS, "natten")]
+        return [Row(name, str(place), (), absent) for name in (*BACKENDS, NATTEN)]
     rows = []
     for name in BACKENDS:
         reasons = {}
@@ -326,10 +386,26 @@ def explain(device: str | None = None) -> list[Row]:
             reasons[_short(dtype)] = refusal(name, request)
         usable = tuple(dtype for dtype, reason in reasons.items() if reason is None)
         rows.append(Row(name, str(place), usable, "; ".join(sorted({r for r in reasons.values() if r is not None}))))
-    return [*rows, _natten_row(str(place))]
+    return [*rows, _natten_row(place)]
 
 
-def _natten_row(device: str) -> Row:
-    installed = importlib.util.find_spec("natten") is not None
-    mend = "" if installed else "; not installed: pip install 'graftwork[natten]'"
-    return Row("natten", device, (), f"serves neighborhood attention only, not attend{mend}")
+def _natten_row(device: torch.device) -> Row:
+    """The types that kernels of natten serve, and what each kernel lacks."""
+    import torch
+
+    from backbones.attention.neighborhood import NeighborhoodRequest
+
+    module = backend_module(NATTEN)
+    usable: list[str] = []
+    reasons: dict[str, None] = {"serves neighborhood attention without bias only": None}
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        request = NeighborhoodRequest(device=device, dtype=dtype, width=32, value_width=32, kernel=(3, 3))
+        reason = refusal(NATTEN, request)
+        if reason is None:
+            usable.append(_short(dtype))
+            reasons |= {f"{kernel}: {lack}": None for kernel, lack in module.kernel_reasons(request).items() if lack}
+        else:
+            reasons[reason] = None
+    if importlib.util.find_spec("natten") is None:
+        reasons[module.INSTALL] = None
+    return Row(NATTEN, str(device), tuple(usable), "; ".join(reasons))
