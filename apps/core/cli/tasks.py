@@ -6,7 +6,10 @@ from apps.core.task import Task
 from graftwork.components import import_dotted
 from graftwork.names import unknown
 
-TASKS = {"forecasting": "apps.forecasting.config:TASK"}
+TASKS = {
+    "forecasting": "apps.forecasting.config:TASK",
+    "classification": "apps.classification.config:TASK",
+}
 
 
 def get_task(name: str) -> Task:
