@@ -43,11 +43,13 @@ class Picture:
         name: Stem of the file to write, unique in its section.
         caption: One sentence for the reader.
         figure: A ``matplotlib.figure.Figure`` (written as PNG).
+        before: A figure of the same size that the report lays under the other behind a slider; None for none.
     """
 
     name: str
     caption: str
     figure: Any
+    before: Any = None
 
 
 @dataclass(frozen=True)

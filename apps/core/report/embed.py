@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Sequence
 from html import escape
+from pathlib import Path
 
 from apps.core.report.numbers import number, size
 from apps.core.report.read import Medium
@@ -58,7 +59,22 @@ def _shown(medium: Medium, budget: Budget) -> str:
     name = escape(f"{medium.path.parent.name}/{medium.path.name}")
     if kind is None or not budget.take(bytes_):
         return f'<p class="over">{name}, {size(bytes_)}: not shown here, see the run folder.</p>'
-    data = f"data:{kind};base64,{base64.b64encode(medium.path.read_bytes()).decode('ascii')}"
     if kind.startswith("audio/"):
-        return f'<audio controls preload="metadata" src="{data}"></audio>'
-    return f'<img loading="lazy" alt="{escape(medium.caption)}" src="{data}">'
+        return f'<audio controls preload="metadata" src="{_data(medium.path)}"></audio>'
+    image = f'<img loading="lazy" alt="{escape(medium.caption)}" src="{_data(medium.path)}">'
+    before = medium.before
+    if before is None or before.suffix.lower() not in KINDS or not budget.take(before.stat().st_size):
+        return image
+    return _slider(image, f'<img alt="before" src="{_data(before)}">')
+
+
+def _slider(after: str, before: str) -> str:
+    """Two pictures of one size, the first one shown on the right of a bar that the reader moves."""
+    move = "this.parentNode.style.setProperty('--cut',this.value+'%')"
+    bar = f'<input type="range" min="0" max="100" value="50" aria-label="before and after" oninput="{move}">'
+    return f'<div class="compare">{after}<div class="before">{before}</div>{bar}</div>'
+
+
+def _data(path: Path) -> str:
+    kind = KINDS[path.suffix.lower()]
+    return f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode('ascii')}"

@@ -24,12 +24,14 @@ class Medium:
         section: ``summary``, ``best``, ``worst``, ``random`` or the app's own.
         caption: One sentence.
         score: Score of the sample; None for what belongs to no sample.
+        before: A picture of the same size to compare with; None for none.
     """
 
     path: Path
     section: str
     caption: str
     score: float | None = None
+    before: Path | None = None
 
 
 Series = dict[str, list[tuple[float, float]]]
@@ -104,16 +106,25 @@ def read_media(folder: Path) -> list[Medium]:
 
 
 def _medium(folder: Path, entry: dict[str, Any]) -> Medium | None:
-    for base in (folder, folder.parent):
-        path = (base / str(entry.get("file", ""))).resolve()
-        if path.is_file() and path.is_relative_to(folder.parent.resolve()):  # never a file outside the run
-            score = entry.get("score")
-            return Medium(
-                path=path,
-                section=str(entry.get("section") or "pictures"),
-                caption=str(entry.get("caption") or path.stem.replace("_", " ")),
-                score=float(score) if isinstance(score, int | float) else None,
-            )
+    path = _inside(folder, entry.get("file"))
+    if path is None:
+        return None
+    score = entry.get("score")
+    return Medium(
+        path=path,
+        section=str(entry.get("section") or "pictures"),
+        caption=str(entry.get("caption") or path.stem.replace("_", " ")),
+        score=float(score) if isinstance(score, int | float) else None,
+        before=_inside(folder, entry.get("before")),
+    )
+
+
+def _inside(folder: Path, name: object) -> Path | None:
+    """The file of that name in the folder of media or in the run; never one outside of the run."""
+    for base in (folder, folder.parent) if name else ():
+        path = (base / str(name)).resolve()
+        if path.is_file() and path.is_relative_to(folder.parent.resolve()):
+            return path
     return None
 
 

@@ -56,6 +56,12 @@ figcaption { font-size: 0.88rem; color: var(--soft); line-height: 1.45; margin-t
 .key.baseline::before { border-top-style: dashed; } .key.step::before { opacity: 0.45; }
 .media img { display: block; width: 100%; height: auto; border-radius: 6px; background: #fff;
   border: 1px solid var(--rule); }
+.compare { position: relative; --cut: 50%; }
+.compare .before { position: absolute; inset: 0; clip-path: inset(0 calc(100% - var(--cut)) 0 0); }
+.compare::after { content: ""; position: absolute; top: 0; bottom: 0; left: var(--cut); width: 2px; margin-left: -1px;
+  background: #fff; box-shadow: 0 0 3px #000; pointer-events: none; }
+.compare input { position: absolute; inset: 0; width: 100%; height: 100%; margin: 0; opacity: 0; cursor: ew-resize; }
+.compare input:focus-visible { opacity: 0.25; }
 .media audio { display: block; width: 100%; }
 .media .score { font-variant-numeric: tabular-nums; white-space: nowrap; }
 .note { background: var(--warn); border-radius: 6px; padding: 0.7rem 1rem; margin: 0 0 1rem; }

@@ -167,10 +167,12 @@ class RunFolder:
         """
         path = self.media / f"{re.sub(r'[^A-Za-z0-9_.-]+', '_', f'{section}_{picture.name}')}.png"
         if self.writes:
-            drawn = io.BytesIO()
-            picture.figure.savefig(drawn, format="png", dpi=110, bbox_inches="tight")
-            replace_file(path, drawn.getbuffer())
+            _draw(picture.figure, path)
             entry = {"file": path.name, "section": section, "caption": picture.caption, "score": score}
+            if picture.before is not None:
+                before = path.with_name(f"{path.stem}_before.png")
+                _draw(picture.before, before)
+                entry["before"] = before.name
             others = [old for old in self._read("media/index.json", []) if old.get("file") != path.name]
             self._write("media/index.json", json_text([*others, entry]))
         return path
@@ -199,6 +201,12 @@ class RunFolder:
             return json.loads((self.path / name).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return otherwise
+
+
+def _draw(figure: Any, path: Path) -> None:
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format="png", dpi=110, bbox_inches="tight")
+    replace_file(path, drawn.getbuffer())
 
 
 def _natural(name: str) -> list[tuple[int, str]]:

@@ -170,3 +170,14 @@ def test_reading_a_run_needs_no_torch():
 
     code = "import apps.core.report.report, apps.core.report.table, sys; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False, cwd=Path(__file__).parents[4]).returncode == 0
+
+
+def test_two_pictures_of_one_size_stand_behind_a_slider(run: Path):
+    (run / "media" / "worn.png").write_bytes(PIXEL + b"x")
+    entry = {"file": "best_0.png", "section": "best", "caption": "restored", "before": "worn.png"}
+    write_json(run / "media" / "index.json", [entry])
+    text = write_report(run).read_text()
+    assert text.count('type="range"') == 1 and text.count("data:image/png") == 2
+    assert base64.b64encode(PIXEL + b"x").decode() in text
+    write_json(run / "media" / "index.json", [{**entry, "before": "../../../secret.png"}])
+    assert 'type="range"' not in write_report(run).read_text()

@@ -112,3 +112,12 @@ def test_what_is_not_finite_is_null_in_the_files(tmp_path):
     assert strict("notes.json")["tables"] == {"by step": [{"step": 1, "mse": None}]}
     assert "mse" in write_report(folder).read_text()
     assert format_rows(folder.results())[1][0] == "mse"
+
+
+def test_a_picture_to_compare_with_is_kept_beside(tmp_path):
+    folder = RunFolder(tmp_path)
+    folder.prepare()
+    path = folder.save_picture("best", Picture("a", "A.", Figure((1, 1)), before=Figure((1, 1))))
+    (entry,) = json.loads((folder.media / "index.json").read_text())
+    assert (entry["file"], entry["before"]) == (path.name, "best_a_before.png")
+    assert (folder.media / entry["before"]).stat().st_size > 0
