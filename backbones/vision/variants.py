@@ -171,14 +171,20 @@ _NAT = {
     "dinat_tiny": _nat("dinat", 64, _DEEP, 2, 3, parameters=27_901_582, drop_path=0.2, top1=82.7),
     "dinat_small": _nat("dinat", 96, _DEEP, 3, 2, parameters=50_719_681, drop_path=0.3, top1=83.8),
     "dinat_base": _nat("dinat", 128, _DEEP, 4, 2, layer_scale=1e-5, parameters=89_769_652, drop_path=0.5, top1=84.4),
-    "dinat_large": _nat("dinat", 192, _DEEP, 6, 2, drop_path=0.35, top1=86.6),
-    "dinat_large_384": _nat("dinat", 192, _DEEP, 6, 2, drop_path=0.35, image_size=384, top1=87.4),
-    "dinat_large_384_11x11": _nat("dinat", 192, _DEEP, 6, 2, kernel_size=11, drop_path=0.35, image_size=384, top1=87.5),
-    "dinat_s_tiny": _nat("dinat_s", 96, (2, 2, 6, 2), 3, 4, drop_path=0.2, top1=81.8),
+    "dinat_large": _nat("dinat", 192, _DEEP, 6, 2, parameters=200_943_514, drop_path=0.35, top1=86.6),
+    "dinat_large_384": _nat(
+        "dinat", 192, _DEEP, 6, 2, parameters=200_943_514, drop_path=0.35, image_size=384, top1=87.4
+    ),
+    "dinat_large_384_11x11": _nat(
+        "dinat", 192, _DEEP, 6, 2, kernel_size=11, parameters=201_144_250, drop_path=0.35, image_size=384, top1=87.5
+    ),
+    "dinat_s_tiny": _nat("dinat_s", 96, (2, 2, 6, 2), 3, 4, parameters=28_288_354, drop_path=0.2, top1=81.8),
     "dinat_s_small": _nat("dinat_s", 96, (2, 2, 18, 2), 3, 4, parameters=49_606_258, drop_path=0.3, top1=83.5),
     "dinat_s_base": _nat("dinat_s", 128, (2, 2, 18, 2), 4, 4, parameters=87_768_224, drop_path=0.5, top1=83.8),
     "dinat_s_large": _nat("dinat_s", 192, (2, 2, 18, 2), 6, 4, parameters=196_532_476, drop_path=0.35, top1=86.5),
-    "dinat_s_large_384": _nat("dinat_s", 192, (2, 2, 18, 2), 6, 4, drop_path=0.35, image_size=384, top1=87.4),
+    "dinat_s_large_384": _nat(
+        "dinat_s", 192, (2, 2, 18, 2), 6, 4, parameters=196_532_476, drop_path=0.35, image_size=384, top1=87.4
+    ),
 }
 
 _ISOTROPIC = {

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-from tests.parity.adapters import backbones_biformer
+from tests.parity.adapters import backbones_biformer, backbones_dinat
 
 ADAPTERS = {
     "biformer": backbones_biformer.biformer,
     "biformer_stl": backbones_biformer.biformer_stl,
+    "dinat": backbones_dinat.dinat,
+    "dinat_isotropic": backbones_dinat.dinat_isotropic,
+    "dinat_s": backbones_dinat.dinat_s,
+    "nat": backbones_dinat.dinat,
+    "nat_isotropic": backbones_dinat.dinat_isotropic,
+    "neighborhood_attention": backbones_dinat.attention,
 }
