@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from backbones.attention.attend import attend
 from backbones.attention.autocorrelation import auto_correlation
 from backbones.attention.flow import flow_attention
+from backbones.attention.gated_linear import gated_linear_attention
 from backbones.attention.probsparse import draw_keys, prob_sparse_attention
 from backbones.attention.scan import scan_attention
 from backbones.attention.selective_scan import selective_scan
@@ -90,6 +91,24 @@ def _scan(size: Size) -> Callable[[str], Any]:
     return training_call(leaves, lambda backend: scan_attention(logits, values, backend=backend)[0])
 
 
+def _gated_linear(causal: bool) -> Callable[[Size], Callable[[str], Any]]:
+    """Queries and keys of half the width, gates around 0.96, as a fresh layer has them."""
+
+    def build(size: Size) -> Callable[[str], Any]:
+        *tokens, width = _heads(size)
+        narrow = (*tokens, max(1, width // 2))
+        q, k, v, *logits = leaves = _leaves(size, narrow, narrow, (*tokens, width), *[narrow] * (2 - causal))
+
+        def run(backend: str) -> Tensor:
+            ahead, *back = (F.logsigmoid(logit) / 16 for logit in logits)
+            behind = back[0] if back else None
+            return gated_linear_attention(q, k, v, ahead, backward_gate=behind, backend=backend)[0]
+
+        return training_call(leaves, run)
+
+    return build
+
+
 CASES = {
     "probsparse": Case(_probsparse(causal=False)),
     "probsparse_causal": Case(_probsparse(causal=True)),
@@ -99,6 +118,8 @@ CASES = {
     "flow": Case(_on_heads(flow_attention), linear=True),
     "flow_causal": Case(_on_heads(flow_attention, causal=True), linear=True),
     "scan": Case(_scan, linear=True),
+    "gated_linear": Case(_gated_linear(causal=False), linear=True),
+    "gated_linear_causal": Case(_gated_linear(causal=True), linear=True),
     "softmax": Case(_on_heads(attend)),
     "softmax_causal": Case(_on_heads(attend, causal=True)),
 }

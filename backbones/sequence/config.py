@@ -195,6 +195,41 @@ class ScanMixerConfig:
         return ScanMixer(width=width, heads=self.heads, dropout=self.dropout, bidirectional=both)
 
 
+@dataclass(kw_only=True)
+class GatedLinearMixerConfig:
+    """Gated linear attention (GLA): linear in the number of tokens, with a state that forgets per channel."""
+
+    heads: int = 8
+    """Number of heads; divides the width."""
+    rank: int = 16
+    """Channels that the gates' logits are made from."""
+    temperature: float = 16.0
+    """Divides the logarithms of the gates: larger values remember longer."""
+    bidirectional: bool | None = None
+    """Read from both ends, with a second set of gates; null: unless the model is causal."""
+
+    def problems(self) -> Iterator[str]:
+        """Yield what is wrong with the values, a sentence each."""
+        yield from _heads_problems(self.heads)
+        if self.rank < 1:
+            yield f"rank={self.rank} must be at least 1"
+        if self.temperature <= 0:
+            yield f"temperature={self.temperature} must be positive"
+
+    def build(self, width: int, *, causal: bool = False) -> Mixer:
+        """The mixer for tokens of ``width`` channels.
+
+        Raises:
+            ConfigError: A bidirectional mixer is wanted where only causal ones fit.
+        """
+        both = _both_directions(self.bidirectional, causal)
+        from backbones.sequence.gated_linear import GatedLinearMixer
+
+        return GatedLinearMixer(
+            width, heads=self.heads, rank=self.rank, temperature=self.temperature, bidirectional=both
+        )
+
+
 MIXERS = Registry(
     "mixer",
     {
@@ -204,5 +239,6 @@ MIXERS = Registry(
         "flow": FlowMixerConfig,
         "selective_scan": SelectiveScanMixerConfig,
         "scan": ScanMixerConfig,
+        "gated_linear": GatedLinearMixerConfig,
     },
 )
