@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -66,6 +66,12 @@ class VisionBackbone(nn.Module):
 
     norm_eps = 1e-5
     """Of the norms on outputs."""
+
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    """Of the images that published weights were trained on, per channel (red, green, blue), for values in [0, 1]."""
+
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    """Standard deviation of these images."""
 
     stem: nn.Module
     stages: nn.ModuleList
@@ -125,8 +131,7 @@ class VisionBackbone(nn.Module):
             ShapeError: Images of another rank, number of channels, or too small; the message names both.
         """
         self.check_images(images)
-        levels = self.extract(images)
-        maps = [levels[level] for level in self.out_indices]
+        maps = self.returned(images)
         if self.output_norms is None:
             return maps
         return [norm(level) for norm, level in zip(self.output_norms, maps, strict=True)]
@@ -146,6 +151,11 @@ class VisionBackbone(nn.Module):
                 f"images of {name}: height and width must be at least {SMALLEST} pixels, got {height} x {width}",
                 mend="Enlarge or pad the images",
             )
+
+    def returned(self, images: Tensor) -> list[Tensor]:
+        """The levels of ``out_indices``, not normalised, [B, C, H, W] each."""
+        levels = self.extract(images)
+        return [levels[level] for level in self.out_indices]
 
     def extract(self, images: Tensor) -> list[Tensor]:
         """Levels 0 to :attr:`last`, not normalised, [B, C, H, W] each."""
@@ -169,12 +179,16 @@ class VisionBackbone(nn.Module):
             result = block(x)
         return result
 
+    def features(self, images: Tensor) -> Any:
+        """What :meth:`head` takes: the last map, [B, C, H, W]."""
+        return self(images)[-1]
+
     def final_norm(self) -> nn.Module:
         """The norm on the last map that the family's classifiers have, [B, C, H, W] to the same."""
         return ChannelNorm(self.level_channels[-1], eps=self.norm_eps)
 
     def head(self, classes: int) -> nn.Module:
-        """The classification head of the family, from the last map [B, C, H, W] to [B, classes]."""
+        """The classification head of the family, from :meth:`features` to [B, classes]."""
         from backbones.vision.classifier import PooledHead
 
         return PooledHead(self.final_norm(), self.level_channels[-1], classes)

@@ -51,5 +51,5 @@ class Classifier(nn.Module):
         Returns:
             [B, classes].
         """
-        logits: Tensor = self.head(self.backbone(images)[-1])
+        logits: Tensor = self.head(self.backbone.features(images))
         return logits

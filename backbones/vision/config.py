@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from backbones.vision.variants import FAMILIES, VARIANTS, Variant
 from graftwork.components import CUSTOM, Registry, import_dotted
+from graftwork.errors import missing_package
 
 if TYPE_CHECKING:
     from backbones.vision.base import VisionBackbone
@@ -122,6 +123,17 @@ class TimmConfig(BackboneConfig):
 
     window: int = 0
     """Side of the attention windows, in positions; 0 keeps the model's own. Tables of positions are interpolated."""
+    image_size: int | tuple[int, int] = 0
+    """Side, or height and width, of all images, for models that are bound to one size; 0 keeps the model's own."""
+
+    def problems(self) -> Iterator[str]:
+        """Values out of range."""
+        yield from super().problems()
+        if self.window < 0:
+            yield f"window={self.window} must be a number of positions, or 0 for the model's own"
+        sides = self.image_size if isinstance(self.image_size, (tuple, list)) else (self.image_size or 32,)
+        if len(sides) > 2 or min(sides, default=0) < 32:
+            yield f"image_size={self.image_size} must be a side, or height and width, of at least 32 pixels"
 
     @property
     def facts(self) -> Variant:
@@ -132,9 +144,17 @@ class TimmConfig(BackboneConfig):
         return super().facts
 
     def structure(self, **common: Any) -> VisionBackbone:
-        """The bare network."""
-        from backbones.vision.timm_adapter import build
+        """The bare network.
 
+        Raises:
+            MissingPackageError: timm is not installed.
+        """
+        try:
+            from backbones.vision.timm_adapter import build
+        except ModuleNotFoundError as error:
+            if (error.name or "").partition(".")[0] != "timm":
+                raise
+            raise missing_package("timm", "vision", self.variant) from error
         return build(self, **common)
 
 

@@ -15,7 +15,7 @@ from backbones.vision.classifier import Classifier
 from backbones.vision.config import BACKBONES, BackboneConfig
 from backbones.vision.freezing import freeze_stages
 from backbones.vision.weights import load_pretrained, load_weights
-from graftwork.errors import all_problems
+from graftwork.errors import ConfigError, all_problems
 from graftwork.names import unknown
 
 _initial: ContextVar[bool] = ContextVar("graftwork_initial_weights", default=True)
@@ -108,6 +108,11 @@ def create_classifier(
 def assemble(config: BackboneConfig, *, in_channels: int, out_indices: Sequence[int] | None) -> VisionBackbone:
     """The backbone of a configuration: structure, weights, adapters, frozen stages."""
     backbone = _structure(config, in_channels, out_indices)
+    if not backbone.channels:
+        raise ConfigError(
+            f"{config.variant} gives no maps of a regular stride, so it can only classify",
+            mend="Take create_classifier, or a backbone with levels such as swin_tiny",
+        )
     _load(backbone, config)
     _tune(backbone, config)
     return backbone
