@@ -239,12 +239,76 @@ def _timm(family: str, model: str, channels: tuple[int, ...], **facts: Any) -> V
     return Variant(family=family, channels=channels, values={"model": model}, **facts)
 
 
-_TIMM = {
-    "swin_tiny": _timm("swin", "swin_tiny_patch4_window7_224", _doubling(96), drop_path=0.2),
-    "swin_small": _timm("swin", "swin_small_patch4_window7_224", _doubling(96), drop_path=0.3),
-    "swin_base": _timm("swin", "swin_base_patch4_window7_224", _doubling(128), drop_path=0.5),
-    "swin_large": _timm("swin", "swin_large_patch4_window7_224", _doubling(192), drop_path=0.2),
+def _swin(model: str, width: int, **facts: Any) -> Variant:
+    return _timm("swin", model, _doubling(width), **facts)
+
+
+_SWIN = {
+    "swin_tiny": _swin("swin_tiny_patch4_window7_224.ms_in1k", 96, parameters=28_288_354, gmacs=4.49, drop_path=0.2),
+    "swin_small": _swin("swin_small_patch4_window7_224.ms_in1k", 96, parameters=49_606_258, gmacs=8.74, drop_path=0.3),
+    "swin_base": _swin("swin_base_patch4_window7_224.ms_in1k", 128, parameters=87_768_224, gmacs=15.43, drop_path=0.5),
+    "swin_large": _swin(
+        "swin_large_patch4_window7_224.ms_in22k_ft_in1k", 192, parameters=196_532_476, gmacs=34.47, drop_path=0.2
+    ),
+    "swinv2_tiny": _swin(
+        "swinv2_tiny_window8_256.ms_in1k", 96, parameters=28_347_154, gmacs=5.94, drop_path=0.2, image_size=256
+    ),
+    "swinv2_small": _swin(
+        "swinv2_small_window8_256.ms_in1k", 96, parameters=49_728_418, gmacs=11.55, drop_path=0.3, image_size=256
+    ),
+    "swinv2_base": _swin(
+        "swinv2_base_window8_256.ms_in1k", 128, parameters=87_918_816, gmacs=20.32, drop_path=0.5, image_size=256
+    ),
 }
+
+
+def _maxvit(model: str, width: int, **facts: Any) -> Variant:
+    return _timm("maxvit", model, _doubling(width), **facts)
+
+
+_MAXVIT = {
+    "maxvit_pico": _maxvit("maxvit_pico_rw_256", 32, parameters=7_457_996, gmacs=1.80, image_size=256),
+    "maxvit_nano": _maxvit("maxvit_nano_rw_256.sw_in1k", 64, parameters=15_451_148, gmacs=4.42, image_size=256),
+    "maxvit_tiny": _maxvit("maxvit_tiny_tf_224.in1k", 64, parameters=30_916_528, gmacs=5.55, drop_path=0.2),
+    "maxvit_small": _maxvit("maxvit_small_tf_224.in1k", 96, parameters=68_927_956, gmacs=11.59, drop_path=0.3),
+    "maxvit_base": _maxvit("maxvit_base_tf_224.in1k", 96, parameters=119_467_708, gmacs=23.92, drop_path=0.4),
+    "maxvit_large": _maxvit("maxvit_large_tf_224.in1k", 128, parameters=211_785_560, gmacs=43.52, drop_path=0.6),
+    "maxvit_xlarge": _maxvit("maxvit_xlarge_tf_224.in21k", 192, parameters=474_951_952, gmacs=97.25, drop_path=0.6),
+}
+
+
+def _tiny_vit(size: str, channels: tuple[int, ...], **facts: Any) -> Variant:
+    return _timm("tiny_vit", f"tiny_vit_{size}_224.dist_in22k_ft_in1k", channels, **facts)
+
+
+_TINY_VIT = {
+    "tiny_vit_5m": _tiny_vit("5m", (64, 128, 160, 320), parameters=5_392_764, gmacs=1.25),
+    "tiny_vit_11m": _tiny_vit("11m", (64, 128, 256, 448), parameters=10_996_972, gmacs=2.02, drop_path=0.1),
+    "tiny_vit_21m": _tiny_vit("21m", (96, 192, 384, 576), parameters=21_198_568, gmacs=4.25, drop_path=0.2),
+}
+
+
+def _shvit(size: str, channels: tuple[int, ...], **facts: Any) -> Variant:
+    return _timm("shvit", f"shvit_{size}.in1k", channels, strides=(16, 32, 64), **facts)
+
+
+_SHVIT = {
+    "shvit_s1": _shvit("s1", (128, 224, 320), parameters=6_330_808, gmacs=0.241),
+    "shvit_s2": _shvit("s2", (128, 308, 448), parameters=11_483_072, gmacs=0.365),
+    "shvit_s3": _shvit("s3", (192, 352, 448), parameters=14_245_273, gmacs=0.600),
+    "shvit_s4": _shvit("s4", (224, 336, 448), parameters=16_588_484, gmacs=0.986, image_size=256),
+}
+
+_DAVIT = {
+    f"davit_{size}": _timm("davit", f"davit_{size}.msft_in1k", _doubling(width), **facts)
+    for size, width, facts in (
+        ("tiny", 96, {"parameters": 28_360_168, "gmacs": 4.52, "drop_path": 0.1}),
+        ("small", 96, {"parameters": 49_745_896, "gmacs": 8.77, "drop_path": 0.2}),
+        ("base", 128, {"parameters": 87_954_408, "gmacs": 15.47, "drop_path": 0.4}),
+    )
+}
+
+_TIMM = {**_SWIN, **_MAXVIT, **_TINY_VIT, **_SHVIT, **_DAVIT}
 
 VARIANTS: dict[str, Variant] = {**_TIMM, **_NAT, **_ISOTROPIC, **_BIFORMER, **_VIG}
 """Name to variant, in the order of listings."""
