@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from backbones.attention.dispatch import backend_module, resolve_kernel
-from backbones.attention.neighborhood_fast import tiled_attention
+from backbones.attention.neighborhood_fast import tiled_attention, without_autocast
 from graftwork.errors import ConfigError, ShapeError
 
 OPERATOR = "neighborhood_attention"
@@ -179,7 +179,7 @@ def literal_attention(
     precise = torch.promote_types(q.dtype, torch.float32)
     rows, row_bias = _axis_tables(q.shape[1], kernel[0], dilation[0], q.device)
     columns, column_bias = _axis_tables(q.shape[2], kernel[1], dilation[1], q.device)
-    with torch.autocast(q.device.type, enabled=False):
+    with without_autocast(q):
         # B, H, window rows, W, window columns, h, c
         keys, values = (tensor.to(precise)[:, rows][:, :, :, columns] for tensor in (k, v))
         logits = torch.einsum("bijhc,biajdhc->bhijad", q.to(precise) * scale, keys)
@@ -204,7 +204,7 @@ def _request(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, kernel: tuple
 
 def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
     device = tensors[0].device.type
-    if not torch.is_autocast_enabled(device):
+    if tensors[0].is_meta or not torch.is_autocast_enabled(device):
         return tensors
     dtype = torch.get_autocast_dtype(device)
     return tuple(tensor if tensor.dtype == torch.float64 else tensor.to(dtype) for tensor in tensors)

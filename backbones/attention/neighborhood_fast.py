@@ -14,6 +14,7 @@ Shape legend: as in neighborhood_tiles; N tiles of a chunk over all batches and 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 from itertools import product
 from typing import Any
@@ -53,11 +54,16 @@ def tiled_attention(
     Returns:
         [B, H, W, h, e] in the type of the values. Sums are made in float32 for half types.
     """
-    with torch.autocast(q.device.type, enabled=False):
+    with without_autocast(q):
         if torch.compiler.is_compiling() or torch.jit.is_tracing():
             return traced_attention(q, k, v, bias, kernel, dilation, scale)
         mixed: Tensor = TiledAttention.apply(q, k, v, bias, kernel, dilation, scale)
         return mixed
+
+
+def without_autocast(tensor: Tensor) -> AbstractContextManager[Any]:
+    """Outside of autocast, which the meta device does not know."""
+    return nullcontext() if tensor.is_meta else torch.autocast(tensor.device.type, enabled=False)
 
 
 class TiledAttention(torch.autograd.Function):
@@ -94,7 +100,7 @@ class TiledAttention(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of q, k, v and the bias; differentiable again."""
         q, k, v, bias = ctx.saved_tensors
-        with torch.autocast(q.device.type, enabled=False):
+        with without_autocast(q):
             if torch.is_grad_enabled():  # a second derivative is wanted
                 found = _traced_gradients(gradients[0], q, k, v, bias, *ctx.geometry)
             else:

@@ -334,6 +334,13 @@ def test_exported_for_any_size_of_map():
         torch.testing.assert_close(program.module()(*tokens), mixer(*tokens))
 
 
+@pytest.mark.parametrize("backend", ["auto", "math"])
+def test_shapes_on_the_meta_device(backend):
+    q, k, v, bias = (torch.empty(leaf.shape, device="meta") for leaf in inputs(2, 20, 17, value_channels=5))
+    options = {"kernel_size": 3, "dilation": 2, "bias": bias, "backend": backend}
+    assert neighborhood_attention(q, k, v, **options).shape == (2, 20, 17, 2, 5)
+
+
 def test_wrong_inputs_are_named():
     q, k, v, bias = inputs()
     with pytest.raises(ConfigError, match=r"kernel_size=4 must be odd.*Try 3 or 5"):
