@@ -1,0 +1,1 @@
+"""What is done to clean images so that a model can learn to undo it: one file per kind."""
