@@ -1,6 +1,6 @@
 """Sensors behind colour filters: Bayer and quad-Bayer patterns, with event pixels among them.
 
-Shape legend: H, W sides; p side of the pattern.
+Shape legend: B batch; H, W sides; p side of the pattern.
 """
 
 from __future__ import annotations
@@ -8,7 +8,10 @@ from __future__ import annotations
 import functools
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
+from torch import Tensor
 
 from datamodules.superres.degradations.base import Degradation, Pixels
 from datamodules.superres.degradations.config import PATTERNS, MosaicConfig
@@ -81,3 +84,26 @@ def packed(measured: Pixels, period: int) -> Pixels:
     height, width = (side // period for side in measured.shape[:2])
     places = measured.sum(axis=2).reshape(height, period, width, period)
     return np.ascontiguousarray(places.transpose(0, 2, 1, 3).reshape(height, width, period**2))
+
+
+def interpolated(measured: Tensor, pattern: str) -> Tensor:
+    """A mosaic with what was not measured filled in: bilinear demosaicing, for any pattern.
+
+    Args:
+        measured: [B, 3, H, W] with zeros where a colour was not measured, or [B, p * p, H / p, W / p], packed.
+        pattern: Name of the pattern.
+
+    Returns:
+        [B, 3, H, W]: measured values as they are, the others as means of measured ones nearby, weighted by a tent as
+        wide as the pattern. On Bayer patterns these are the means of the two or four nearest.
+    """
+    mask = torch.from_numpy(pattern_mask(pattern)).to(measured).permute(2, 0, 1)  # 3, p, p
+    period = mask.shape[-1]
+    if measured.shape[1] == period**2:
+        measured = F.pixel_shuffle(measured, period)  # B, 1, H, W
+    mask = mask.tile(1, measured.shape[-2] // period, measured.shape[-1] // period)
+    tent = period - torch.arange(1 - period, period, device=measured.device, dtype=measured.dtype).abs()
+    kernel = (tent[:, None] * tent).expand(3, 1, -1, -1)
+    values = F.conv2d(measured * mask, kernel, padding=period - 1, groups=3)
+    weights = F.conv2d(mask[None], kernel, padding=period - 1, groups=3)
+    return torch.where(mask > 0, measured, values / weights)
