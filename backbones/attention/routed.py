@@ -13,6 +13,7 @@ Shape legend: B batch, H height, W width, R regions of a map, w positions of a r
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -81,6 +82,7 @@ def routed_attention(
     scale = (q.shape[3] * q.shape[4]) ** -0.5 if scale is None else scale
     if routes is not None:
         _check_routes(routes, (q.shape[0], grid[0] * grid[1], topk))
+        routes = routes.long()
     if topk == grid[0] * grid[1] and not literal:
         tokens = (tensor.flatten(1, 2) for tensor in (q, k, v))  # B, H * W, h, c
         return attend(*tokens, scale=scale, backend=backend).unflatten(1, q.shape[1:3])
@@ -117,17 +119,17 @@ def region_routes(
     grid = _grid(regions)
     _check(q, k, k, grid, topk)
     scale = (q.shape[3] * q.shape[4]) ** -0.5 if scale is None else scale
-    with torch.no_grad(), torch.autocast(q.device.type, enabled=False):
+    with torch.no_grad(), _without_autocast(q):
         queries, keys = _region_means(q, grid) * scale, _region_means(k, grid)  # B, R, h * c
-        rows = max(1, AFFINITIES // max(1, q.shape[0] * keys.shape[1]))
+        rows = keys.shape[1] if exporting() else max(1, AFFINITIES // max(1, q.shape[0] * keys.shape[1]))
         parts = [torch.topk(part @ keys.mT, topk, dim=-1).indices for part in queries.split(rows, dim=1)]
-        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+        return torch.cat(parts, dim=1)
 
 
 def padded_size(height: int, width: int, regions: int | tuple[int, int]) -> tuple[int, int]:
     """The smallest sides, not below the given ones, that can be cut into regions."""
     rows, columns = _grid(regions)
-    return height + -height % rows, width + -width % columns
+    return (height + rows - 1) // rows * rows, (width + columns - 1) // columns * columns
 
 
 def _region_means(x: Tensor, grid: tuple[int, int]) -> Tensor:
@@ -160,7 +162,7 @@ def _literal(q: Tensor, k: Tensor, v: Tensor, routes: Tensor, grid: tuple[int, i
     precise = torch.promote_types(q.dtype, torch.float32)
     size, dtype = q.shape[:3], v.dtype
     batch, regions = routes.shape[:2]
-    with torch.autocast(q.device.type, enabled=False):
+    with _without_autocast(q):
         q, k, v = (_cut(x.to(precise), grid).unflatten(0, (batch, regions)) for x in (q, k, v))  # B, R, w, h, c
         index = routes[:, :, :, None, None, None]
 
@@ -178,21 +180,31 @@ def _fast(q: Tensor, k: Tensor, v: Tensor, routes: Tensor, grid: tuple[int, int]
     size = q.shape[:3]
     batch, regions, topk = routes.shape
     q, k, v = (_cut(x, grid) for x in (q, k, v))
-    width = q.shape[1]
-    if regions * width <= MASKED_TOKENS and topk * (width + GATHER_COST) >= 2 * regions * width:
+    positions = regions * q.shape[1]
+    # An exported graph has one form for all sizes; for a compiled one gathering is fused anyway.
+    if not exporting() and positions <= MASKED_TOKENS and topk * (q.shape[1] + GATHER_COST) >= 2 * positions:
         return _join(_masked(q, k, v, routes, scale, backend), grid, size)
-    rows = routes + regions * torch.arange(batch, device=routes.device)[:, None, None]
-    rows = rows.flatten(0, 1)  # n, k
-    each = topk * (k[0].numel() + v[0].numel()) if batch else 0  # elements gathered for one region
-    step = max(1, SLICE_ELEMENTS.get(q.device.type, SLICE_ELEMENTS["cuda"]) // max(each, 1))
-    training = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
-    keeping = training and (topk <= KEPT_COPIES or each * len(rows) <= KEPT_ELEMENTS)
-    if keeping or step >= len(rows) or torch.compiler.is_compiling() or exporting():
-        mixed = _gathered(q, k, v, rows, scale, backend)
-    else:
+    offsets = regions * torch.arange(batch, device=routes.device)
+    rows = (routes + offsets[:, None, None]).flatten(0, 1)  # n, k
+    step = 0 if torch.compiler.is_compiling() or exporting() else _step(q, k, v, topk)
+    if step:
         # The wish is read here: a backward pass may run in a thread that knows nothing of ``force``.
         mixed = _Sliced.apply(q, k, v, rows, scale, step, wish(backend)[0])
+    else:
+        mixed = _gathered(q, k, v, rows, scale, backend)
     return _join(mixed, grid, size)
+
+
+def _step(q: Tensor, k: Tensor, v: Tensor, topk: int) -> int:
+    """Regions to serve at a time, 0 for all of them, without computing anything again."""
+    if not len(q):
+        return 0
+    each = topk * (k[0].numel() + v[0].numel())  # elements gathered for one region
+    training = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
+    if training and (topk <= KEPT_COPIES or each * len(q) <= KEPT_ELEMENTS):
+        return 0
+    step = max(1, SLICE_ELEMENTS.get(q.device.type, SLICE_ELEMENTS["cuda"]) // each)
+    return step if step < len(q) else 0
 
 
 def _masked(q: Tensor, k: Tensor, v: Tensor, routes: Tensor, scale: float, backend: str) -> Tensor:
@@ -241,7 +253,7 @@ class _Sliced(torch.autograd.Function):
         grad_q = torch.empty_like(q)
         grad_k, grad_v = (torch.zeros_like(x, dtype=precise) for x in (k, v))
         parts = zip(q.split(step), rows.split(step), grad.split(step), grad_q.split(step), strict=True)
-        with torch.autocast(q.device.type, enabled=False):
+        with _without_autocast(q):
             for part, chosen, grad_part, out in parts:
                 leaves = [x.detach().requires_grad_() for x in (part, _select(k, chosen), _select(v, chosen))]
                 with torch.enable_grad():
@@ -256,10 +268,15 @@ class _Sliced(torch.autograd.Function):
 
 def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
     device = tensors[0].device.type
-    if not torch.is_autocast_enabled(device):
+    if tensors[0].is_meta or not torch.is_autocast_enabled(device):
         return tensors
     dtype = torch.get_autocast_dtype(device)
     return tuple(tensor if tensor.dtype == torch.float64 else tensor.to(dtype) for tensor in tensors)
+
+
+def _without_autocast(tensor: Tensor) -> AbstractContextManager[Any]:
+    """Outside of autocast, which the meta device does not know."""
+    return nullcontext() if tensor.is_meta else torch.autocast(tensor.device.type, enabled=False)
 
 
 def _grid(regions: int | tuple[int, int]) -> tuple[int, int]:
@@ -279,6 +296,10 @@ def _check(q: Tensor, k: Tensor, v: Tensor, grid: tuple[int, int], topk: int) ->
         expected = ", ".join([*map(str, q.shape[:4]), "channels"])
         raise ShapeError(f"v: expected [{expected}] to fit q {list(q.shape)}, got {list(v.shape)}")
     (height, width), (rows, columns) = q.shape[1:3], grid
+    if not 1 <= topk <= rows * columns:
+        raise ConfigError(f"topk={topk} must be between 1 and the {rows * columns} regions of {rows} x {columns}")
+    if exporting():  # sizes may be unknown
+        return
     if height < 1 or width < 1:
         raise ShapeError(f"q: a map needs at least one position, got {list(q.shape)}")
     if height % rows or width % columns:
@@ -287,8 +308,6 @@ def _check(q: Tensor, k: Tensor, v: Tensor, grid: tuple[int, int], topk: int) ->
             f"q: a map of {height} x {width} cannot be cut into {rows} x {columns} equal regions",
             mend=f"Pad it to {padded}",
         )
-    if not 1 <= topk <= rows * columns:
-        raise ConfigError(f"topk={topk} must be between 1 and the {rows * columns} regions of {rows} x {columns}")
 
 
 def _check_routes(routes: Tensor, shape: tuple[int, int, int]) -> None:
