@@ -16,9 +16,11 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from backbones.attention.dispatch import exporting
 from backbones.vision.base import Stage, VisionBackbone
 from backbones.vision.biformer_blocks import NORM_EPS, BiFormerBlock, token_mixer
 from backbones.vision.layers import ChannelNorm, drop_path_rates, init_linear
@@ -58,7 +60,16 @@ def build(
     )
 
 
-class BiFormer(VisionBackbone):
+class _ChannelsLast(VisionBackbone):
+    """Maps have their channels last in memory from the first convolution on: blocks then need no copies."""
+
+    norm_eps = NORM_EPS
+
+    def extract(self, images: Tensor) -> list[Tensor]:
+        return super().extract(images if exporting() else images.contiguous(memory_format=torch.channels_last))
+
+
+class BiFormer(_ChannelsLast):
     """The pyramid of the paper: overlapping convolutions between stages, and one before every block.
 
     Args:
@@ -84,8 +95,6 @@ class BiFormer(VisionBackbone):
     Raises:
         ConfigError: Lists of different lengths, or numbers that do not fit each other.
     """
-
-    norm_eps = NORM_EPS
 
     def __init__(
         self,
@@ -149,7 +158,7 @@ class BiFormer(VisionBackbone):
         return nn.BatchNorm2d(self.level_channels[-1])
 
 
-class BiFormerSTL(VisionBackbone):
+class BiFormerSTL(_ChannelsLast):
     """Bi-level routing attention in the layout of Swin-T: patches instead of overlapping convolutions, none in blocks.
 
     Args:
@@ -171,8 +180,6 @@ class BiFormerSTL(VisionBackbone):
     Raises:
         ConfigError: An unknown norm, and see :class:`BiFormer`.
     """
-
-    norm_eps = NORM_EPS
 
     def __init__(
         self,
@@ -219,7 +226,7 @@ class BiFormerSTL(VisionBackbone):
         self.finish(output_norms)
 
     def final_norm(self) -> nn.Module:
-        """The norm that the whole family member uses."""
+        """The kind of norm that stands between stages."""
         return _norm(self.norm, self.level_channels[-1])
 
 
@@ -238,8 +245,8 @@ class PatchConvolution(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, narrow, H, W] to [B, wide, ceil(H / patch), ceil(W / patch)]."""
-        low, right = -x.shape[2] % self.patch, -x.shape[3] % self.patch
-        return super().forward(F.pad(x, (0, right, 0, low)) if low or right else x)
+        low, right = ((side + self.patch - 1) // self.patch * self.patch - side for side in x.shape[2:])
+        return super().forward(F.pad(x, (0, right, 0, low)) if exporting() or low or right else x)
 
 
 def _norm(kind: str, width: int) -> nn.Module:

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from backbones.attention.attend import attend
+from backbones.attention.dispatch import exporting
 from backbones.attention.routed import padded_size, region_routes, routed_attention
 from backbones.vision.layers import DropPath, Mlp
 from graftwork.errors import ConfigError
@@ -103,7 +104,7 @@ class RoutedAttention(nn.Module):
     def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Pad, project and part into heads: queries, keys and values, [B, H, W, h, channels] each."""
         high, wide = padded_size(x.shape[1], x.shape[2], self.regions)
-        if (high, wide) != tuple(x.shape[1:3]):
+        if exporting() or (high, wide) != tuple(x.shape[1:3]):
             x = F.pad(x, (0, 0, 0, wide - x.shape[2], 0, high - x.shape[1]))
         widths = (self.qk_width, self.qk_width, self.out.in_features)
         q, k, v = (part.unflatten(3, (self.heads, -1)) for part in self.qkv(x).split(widths, dim=3))
@@ -216,7 +217,7 @@ class BiFormerBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] to the same."""
-        x = x.permute(0, 2, 3, 1).contiguous()  # B, H, W, C: a copy only before the first block of all
+        x = x.permute(0, 2, 3, 1).contiguous()  # B, H, W, C; no copy but of foreign maps
         if self.position is not None:
             x = x + self.position(x)
         x = self._add(x, self.attention_norm, self.attention, self.attention_scale)
