@@ -5,8 +5,8 @@ them again in the backward pass. Traced calls (compiled, exported) and second de
 the same in plain operations.
 
 Measured on a CPU (torch 2.10): explicit products and softmax are faster than fused attention at these sizes, tiles of 6
-faster than others, and keeping the weights for the backward pass gains 10 to 20 % of a training step for a third more
-memory of a block, so they are not kept.
+faster than others, and keeping the weights for the backward pass would save 10 to 20 % of a forward and backward pass
+of the operator, for a third more memory of a whole block, so they are not kept.
 
 Shape legend: as in neighborhood_tiles; N tiles of a chunk over all batches and heads.
 """
@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from backbones.attention.neighborhood_tiles import Group, Run, Table, groups, one_hot_positions
+from backbones.attention.neighborhood_tiles import Group, Table, groups
 from backbones.attention.neighborhood_traced import traced_attention
 
 CHUNK_ELEMENTS = {"cpu": 1 << 18, "cuda": 1 << 25}
@@ -85,9 +85,9 @@ class TiledAttention(torch.autograd.Function):
         ctx.geometry = (kernel, dilation, scale)
         out = v.new_empty(v.shape)
         precise = torch.promote_types(q.dtype, torch.float32)
-        entries = bias_entries(bias, precise)
+        entries = _bias_entries(bias, precise)
         for group in groups(*q.shape[1:3], kernel, dilation):
-            tile_bias = bias_of_tile(entries, group, q)
+            tile_bias = _bias_of_tile(entries, group, q)
             queries, keys = group.windows(q, "queries"), group.windows(k, "keys")
             values, mixed = group.windows(v, "keys"), group.windows(out, "queries")
             for part in group.chunks(q.shape[0], q.shape[3], _chunk_elements(q)):
@@ -120,12 +120,12 @@ def _gradients(
     scale: float,
 ) -> tuple[Tensor | None, ...]:
     precise = torch.promote_types(q.dtype, torch.float32)
-    entries = bias_entries(bias, precise)
+    entries = _bias_entries(bias, precise)
     grad_q = q.new_empty(q.shape)
     grad_k, grad_v = k.new_zeros(k.shape, dtype=precise), v.new_zeros(v.shape, dtype=precise)
     grad_bias = torch.zeros_like(bias, dtype=precise) if wants_bias and bias is not None else None
     for group in groups(*q.shape[1:3], kernel, dilation):
-        tile_bias = bias_of_tile(entries, group, q)
+        tile_bias = _bias_of_tile(entries, group, q)
         tile_grad = q.new_zeros(q.shape[3], group.queries * group.keys, dtype=precise) if wants_bias else None
         inputs = [group.windows(q, "queries"), group.windows(k, "keys"), group.windows(v, "keys")]
         above, below = group.windows(gradient, "queries"), group.windows(grad_q, "queries")
@@ -173,7 +173,7 @@ def _weights(queries: Tensor, k: Tensor, tile_bias: Tensor | None, scale: float)
     if tile_bias is not None:
         per_head = logits.view(queries.shape[0], queries.shape[1], -1, *logits.shape[1:])  # B, h, tiles, M, K
         per_head += tile_bias[:, None]
-    return q, torch.softmax(logits, dim=-1, out=logits)
+    return q, torch.softmax(logits, dim=-1)
 
 
 def _tokens(windows: Tensor, dtype: torch.dtype) -> Tensor:
@@ -195,16 +195,16 @@ def _chunk_elements(q: Tensor) -> int:
     return CHUNK_ELEMENTS.get(q.device.type, UNLIMITED)
 
 
-def bias_entries(bias: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+def _bias_entries(bias: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     """The bias table flattened, with minus infinity for hidden pairs at its end: [h, entries + 1]."""
     return None if bias is None else F.pad(bias.flatten(1).to(dtype), (0, 1), value=-torch.inf)
 
 
-def bias_of_tile(entries: Tensor | None, group: Group, like: Tensor) -> Tensor | None:
+def _bias_of_tile(entries: Tensor | None, group: Group, like: Tensor) -> Tensor | None:
     """What is added to the logits of every tile of a group, [h or 1, M, K]; None where that is nothing.
 
     Args:
-        entries: From :func:`bias_entries`.
+        entries: From :func:`_bias_entries`.
         group: The tiles.
         like: A tensor on the device of the logits.
     """
@@ -221,8 +221,7 @@ def _fold_bias(tile_grad: Tensor, group: Group) -> Tensor:
     """Sum the gradient of a tile's bias [h, M * K] into the table, by two small products: the same in every run."""
     rows, columns = group.rows, group.columns
     down, across = (
-        _table(one_hot, axis, tile_grad.device).to(tile_grad.dtype)
-        for axis in ((rows, group.kernel[0]), (columns, group.kernel[1]))
+        _table(make, group, tile_grad.device).to(tile_grad.dtype) for make in (Group.row_one_hot, Group.column_one_hot)
     )
     pairs = tile_grad.unflatten(1, (rows.queries, columns.queries, rows.keys, columns.keys))
     pairs = pairs.transpose(2, 3).flatten(3, 4).flatten(1, 2)  # h, Sq * Sk of rows, Sq * Sk of columns
@@ -239,20 +238,14 @@ def _traced_gradients(
     return tuple(next(found) if tensor is not None and tensor.requires_grad else None for tensor in inputs)
 
 
-def one_hot(axis: tuple[Run, int]) -> Table:
-    """The bias indices of a run's tiles along an axis as rows of an identity, [queries * keys, 2 * kernel - 1]."""
-    run, kernel = axis
-    return one_hot_positions(run.queries, run.keys, run.lead, kernel)
-
-
-def _table(make: Callable[[Any], Table], of: Any, device: torch.device) -> Tensor:
-    """A table on a device; kept there if that is not where numpy is. Tracing sees it as a constant."""
-    if device.type == "cpu" or torch.compiler.is_compiling() or torch.jit.is_tracing():
-        return torch.as_tensor(make(of), device=device)
-    return _resident_table(make, of, device)
+def _table(make: Callable[[Group], Table], group: Group, device: torch.device) -> Tensor:
+    """A table of a group as a tensor; kept where that would mean copying it to the device at every call."""
+    if device.type == "cpu":
+        return torch.from_numpy(make(group))
+    return _resident_table(make, group, device)
 
 
 @lru_cache(maxsize=1024)
-def _resident_table(make: Callable[[Any], Table], of: Any, device: torch.device) -> Tensor:
+def _resident_table(make: Callable[[Group], Table], group: Group, device: torch.device) -> Tensor:
     with torch.inference_mode(False):
-        return torch.as_tensor(make(of), device=device)
+        return torch.from_numpy(make(group)).to(device)

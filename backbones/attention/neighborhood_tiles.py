@@ -57,6 +57,10 @@ class Run:
         """Keys of a tile before its first query."""
         return self.first_query - self.first_key
 
+    def pattern(self, kernel: int) -> tuple[int, int, int, int]:
+        """All that tells which keys of a tile its queries see."""
+        return self.queries, self.keys, self.lead, kernel
+
     def size(self, span: Span) -> int:
         """Queries or keys of a tile."""
         return self.queries if span == "queries" else self.keys
@@ -169,11 +173,15 @@ class Group:
 
     def bias_index(self) -> Table:
         """Entry of the flattened bias table, with one entry for hidden pairs at its end, per query and key: [M * K]."""
-        ours, theirs = self.rows, self.columns
-        return _bias_index(
-            (ours.queries, ours.keys, ours.lead, self.kernel[0]),
-            (theirs.queries, theirs.keys, theirs.lead, self.kernel[1]),
-        )
+        return _bias_index(self.rows.pattern(self.kernel[0]), self.columns.pattern(self.kernel[1]))
+
+    def row_one_hot(self) -> Table:
+        """Bias indices along the height as rows of an identity, [S * S, 2 * kernel[0] - 1]."""
+        return _one_hot(*self.rows.pattern(self.kernel[0]))
+
+    def column_one_hot(self) -> Table:
+        """Bias indices along the width as rows of an identity, [S * S, 2 * kernel[1] - 1]."""
+        return _one_hot(*self.columns.pattern(self.kernel[1]))
 
     def chunks(self, batch: int, heads: int, elements: int) -> Iterator[tuple[slice, ...]]:
         """Slices of :meth:`windows` that hold all heads and about ``elements`` pairs of query and key at a time."""
@@ -211,10 +219,9 @@ def relative_positions(queries: int, keys: int, lead: int, kernel: int) -> tuple
 
 
 @cache
-def one_hot_positions(queries: int, keys: int, lead: int, kernel: int) -> Table:
-    """The bias indices of :func:`relative_positions` as rows of an identity, [queries * keys, 2 * kernel - 1]."""
+def _one_hot(queries: int, keys: int, lead: int, kernel: int) -> Table:
     index, _ = relative_positions(queries, keys, lead, kernel)
-    return np.eye(2 * kernel - 1, dtype=np.float64)[index.reshape(-1)]
+    return np.eye(2 * kernel - 1)[index.reshape(-1)]
 
 
 @lru_cache(maxsize=1024)
