@@ -244,9 +244,15 @@ def _plan(blueprint: Blueprint, trunk: Any) -> _Plan:
 @cache
 def _explored(blueprint: Blueprint) -> _Plan:
     sizes, levels = explore(blueprint.outline().eval(), blueprint.native, blueprint.in_channels)
-    usual = blueprint.usual_indices()
-    default = tuple(place for place, level in enumerate(levels) if level.number in usual)
-    return _Plan(sizes, levels, default or None, blueprint)
+    if blueprint.image_size is not None:
+        usual = _explored(replace(blueprint, image_size=None))
+        if usual.levels and (sizes is None or not levels):
+            stride = max(level.stride for level in usual.levels)
+            raise blueprint.unsuited(f"Some models take square images only, or sides that are multiples of {stride}")
+    wanted = blueprint.usual_indices()
+    default = tuple(place for place, level in enumerate(levels) if level.number in wanted)
+    # where the model cannot be traced without values, multiples of what it was made for are the safe choice
+    return _Plan(sizes or Sizes(multiple=blueprint.native), levels, default or None, blueprint)
 
 
 @cache

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import Any
@@ -16,6 +18,7 @@ from timm.models.swin_transformer import SwinTransformer
 from timm.models.swin_transformer_v2 import SwinTransformerV2
 from timm.models.tiny_vit import TinyVit
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from backbones.vision.timm_sizes import known_sizes
 from backbones.vision.timm_windows import mend_windows
@@ -48,14 +51,23 @@ class Blueprint:
 
     def build(self, classes: int = 0) -> Any:
         """The model with random weights; 0 classes leave out its classifier."""
-        model = self._create(num_classes=classes, **self._options)
+        try:
+            model = self._create(num_classes=classes, **self._options)
+        except (AssertionError, RuntimeError, ValueError) as error:
+            if self.image_size is None:
+                raise
+            raise self.unsuited(f"timm says: {error}") from error
         mend_windows(model)
         return model
 
     def outline(self, classes: int = 0) -> Any:
         """The same model without memory for its tensors, for questions about names and shapes."""
-        with torch.device("meta"):
+        with _outlines():
             return self.build(classes)
+
+    def unsuited(self, mend: str) -> ConfigError:
+        """The error for an image size that the model cannot be built for."""
+        return ConfigError(f"image_size={self.image_size} does not suit timm's {self.name}", mend=mend)
 
     def bare(self, size: tuple[int, int], indices: Sequence[int]) -> Any:
         """The model as timm has it, for images of a size, from images to a list of maps.
@@ -68,7 +80,7 @@ class Blueprint:
             options["img_size"] = size
         images = torch.empty(1, self.in_channels, *size, device="meta")
         try:
-            with torch.device("meta"), torch.no_grad():
+            with _outlines(), torch.no_grad():
                 self._create(**options).eval()(images)
         except Exception as error:  # models refuse in many ways
             raise ConfigError(
@@ -79,7 +91,7 @@ class Blueprint:
 
     def usual_indices(self) -> list[int]:
         """The levels that timm returns for features, by its numbers."""
-        with torch.device("meta"):
+        with _outlines():
             model = self._create(features_only=True)
         return list(model.feature_info.out_indices)
 
@@ -175,9 +187,33 @@ _WINDOWS: dict[type[nn.Module], Callable[[Any, int], dict[str, Any]]] = {
 """Class to the options that give its attention another window; none where a model of the class has no windows."""
 
 
+class _WithoutValues(TorchFunctionMode):
+    """Leaves out the drawing of initial values, which is most of the work of building on the meta device."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if _DRAWING.fullmatch(getattr(func, "__name__", "")):
+            tensor = args[0] if args else kwargs["tensor"]
+            if tensor.is_meta:
+                return tensor
+        return func(*args, **kwargs)
+
+
+_DRAWING = re.compile(r"(kaiming_)?(uniform|normal)_|(erfinv|mul|add|clamp|fill|zero)_")
+"""What initial values are made with; on the meta device these do nothing but take time."""
+
+
+@contextmanager
+def _outlines() -> Iterator[None]:
+    with torch.device("meta"), _WithoutValues():
+        yield
+
+
 @cache
 def _plain(architecture: str) -> Any:
-    with torch.device("meta"):
+    with _outlines():
         return timm.create_model(architecture, pretrained=False, num_classes=0)
 
 

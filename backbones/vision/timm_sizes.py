@@ -92,7 +92,7 @@ def _of_partitions(model: Any) -> Sizes | None:
     return Sizes(multiple=(rows, columns))
 
 
-def explore(outline: Any, native: Size, in_channels: int) -> tuple[Sizes, list[Level]]:
+def explore(outline: Any, native: Size, in_channels: int) -> tuple[Sizes | None, list[Level]]:
     """Find out, without running it, which images a model takes and which of its maps are what they should be.
 
     Args:
@@ -101,15 +101,17 @@ def explore(outline: Any, native: Size, in_channels: int) -> tuple[Sizes, list[L
         in_channels: Channels of its images.
 
     Returns:
-        The sizes, and the levels whose maps have ceil(side / stride) positions. No levels where the coarsest is not
-        among them: then the model only classifies.
+        The sizes, None where the model does not even run on its own; and the levels whose maps have
+        ceil(side / stride) positions. No levels where the coarsest is not among them: then the model only classifies.
     """
     levels, probe = levels_of(outline), _Probe(outline, in_channels)
     own = probe.maps(*native)
-    if own is None:  # cannot be traced without values; multiples of what it was made for are the safe choice
-        return Sizes(multiple=native), levels
+    if own is None:
+        return None, levels
     levels = [level._replace(stride=_measured(level.stride, native, own[level.number])) for level in levels]
     for sizes in _candidates(max(level.stride for level in levels), native):
+        if probe.ignores_size:
+            break
         if all(probe.agrees(levels, sizes, *size) for size in _trials(sizes, native)):
             return sizes, levels
     exact = [level for level in levels if own[level.number] == map_size(native, level.stride)]
@@ -128,7 +130,7 @@ def _trials(sizes: Sizes, native: Size) -> list[Size]:
     """Images whose sides leave every kind of remainder, from small ones to larger ones than the model was made for."""
     rows, columns = sizes.multiple
     if rows == columns == 1:
-        return [(97, 127), (159, 65), (32, 33)]
+        return [(97, 127), (32, 65)]
     larger = [(2 * native[0] + 1, 33)] if sizes.surplus else []
     return [(2 * rows - 1, columns), (1, 2 * columns + 1), *larger]
 
@@ -146,10 +148,16 @@ def map_size(image: Size, stride: int) -> Size:
 
 
 class _Probe:
-    """Shapes of a model's maps, by the meta device."""
+    """Shapes of a model's maps, by the meta device.
+
+    Attributes:
+        ignores_size: It was seen to give the same maps for images of different sizes, which it scales to its own.
+    """
 
     def __init__(self, outline: Any, in_channels: int) -> None:
         self.outline, self.in_channels = outline, in_channels
+        self.ignores_size = False
+        self._seen: dict[Size, list[Size]] = {}
 
     def maps(self, height: int, width: int) -> list[Size] | None:
         """Height and width of every map; None where the model refuses the size."""
@@ -159,7 +167,10 @@ class _Probe:
                 found = self.outline.forward_intermediates(images, intermediates_only=True)
         except Exception:  # models refuse in many ways, with assertions, shape errors and others
             return None
-        return [(level.shape[2], level.shape[3]) for level in found]
+        maps = [(level.shape[2], level.shape[3]) for level in found]
+        self.ignores_size |= any(maps == others and size != (height, width) for size, others in self._seen.items())
+        self._seen[height, width] = maps
+        return maps
 
     def agrees(self, levels: Sequence[Level], sizes: Sizes, height: int, width: int) -> bool:
         """Whether the maps of a padded image are what its size promises, or enough to crop from."""
