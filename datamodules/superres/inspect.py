@@ -80,7 +80,7 @@ def split_findings(layout: Layout, config: ImagesConfig) -> Iterator[Finding]:
         stored = sum(pair.degraded is not None for pair in pairs)
         origin = {0: "degraded here", len(pairs): "with degraded files"}.get(stored, f"{stored:,} with degraded files")
         cut = ", cut from the training images" if split in layout.cut else ""
-        yield Finding("ok", f"{split}: {len(pairs):,} images{cut}, {origin}")
+        yield Finding("ok", f"{split}: {_several(len(pairs), 'image')}{cut}, {origin}")
     for split in ("val", "test"):
         if split not in layout.splits and "train" in layout.splits:
             yield Finding(
@@ -88,7 +88,8 @@ def split_findings(layout: Layout, config: ImagesConfig) -> Iterator[Finding]:
             )
     if layout.unused:
         listed = _listed([str(path) for path in layout.unused])
-        yield Finding("warning", f"{len(layout.unused):,} degraded files belong to no original: {listed}")
+        files = _several(len(layout.unused), "degraded file", "belongs", "belong")
+        yield Finding("warning", f"{files} to no original: {listed}")
     if config.reads_pairs and config.degradation.computes and config.degradation.scale > 1:
         used = [split for split, pairs in layout.splits.items() if any(pair.degraded is None for pair in pairs)]
         if used and len(used) < len(layout.splits):
@@ -106,18 +107,20 @@ def file_findings(split: str, pairs: Sequence[Pair], config: ImagesConfig) -> It
         share = "" if every == 1 else f", one of every {every} of {len(pairs):,}"
         sizes = f"{_size(seen.smallest)} to {_size(seen.largest)} pixels (height x width)"
         kinds = ", ".join(f"{count:,} {kind}" for kind, count in seen.kinds.most_common())
-        yield Finding("ok", f"{split}: {seen.decoded:,} images decoded{share}: {sizes}; {kinds}")
+        yield Finding("ok", f"{split}: {_several(seen.decoded, 'image')} decoded{share}: {sizes}; {kinds}")
     level: Level = "warning" if config.on_corrupt == "skip" else "error"
     yield from _sentences(level, seen.corrupt, "files that cannot be decoded")
     yield from _sentences("error", seen.misfits, "pairs whose sizes do not fit")
     if seen.cropped:
-        text = f"{split}: {len(seen.cropped):,} images are cropped at bottom and right to fit the scale or pattern"
-        yield Finding("ok", f"{text}: {_listed(seen.cropped)}")
+        text = f"{split}: {_several(len(seen.cropped), 'image', 'is', 'are')} cropped at bottom and right to fit the "
+        yield Finding("ok", f"{text}scale or pattern: {_listed(seen.cropped)}")
     if seen.small:
-        text = f"{split}: {len(seen.small):,} images are smaller than a patch and go on as in a mirror"
+        text = (
+            f"{split}: {_several(len(seen.small), 'image', 'is', 'are')} smaller than a patch, continued as in a mirror"
+        )
         yield Finding("warning", f"{text}: {_listed(seen.small)}", "Try a smaller --data.patch")
     if seen.transparent:
-        text = f"{split}: transparent parts of {len(seen.transparent):,} images are taken as white"
+        text = f"{split}: transparent parts of {_several(len(seen.transparent), 'image')} are taken as white"
         yield Finding("warning", f"{text}: {_listed(seen.transparent)}")
 
 
@@ -157,7 +160,8 @@ def copy_findings(layout: Layout) -> Iterator[Finding]:
         shared = copies([pair.original for pair in one], [pair.original for pair in other])
         if shared:
             listed = _listed([f"{a} = {b}" for a, b in shared])
-            text = f"{len(shared):,} images of {second} are also in {first}, byte for byte: {listed}"
+            verb = "is" if len(shared) == 1 else "are"
+            text = f"{_several(len(shared), 'image')} of {second} {verb} also in {first}, byte for byte: {listed}"
             yield Finding("warning", text, "Scores on copies say nothing; remove them from one of the splits")
 
 
@@ -194,6 +198,12 @@ def _sentences(level: Level, texts: Sequence[str], what: str) -> Iterator[Findin
     yield from (Finding(level, text) for text in texts[:MOST_NAMED])
     if len(texts) > MOST_NAMED:
         yield Finding(level, f"and {len(texts) - MOST_NAMED:,} more {what}")
+
+
+def _several(count: int, noun: str, singular: str = "", plural: str = "") -> str:
+    """``1 image is`` or ``3 images are``."""
+    verb = singular if count == 1 else plural
+    return f"{count:,} {noun}{'' if count == 1 else 's'}{f' {verb}' if verb else ''}"
 
 
 def _size(sides: tuple[int, int]) -> str:
