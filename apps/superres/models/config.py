@@ -1,0 +1,244 @@
+"""Configurations of the restoration networks, and their names. No torch until ``build``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from apps.superres.models.info import ImageInfo
+from graftwork.components import Registry
+from graftwork.errors import all_problems
+
+if TYPE_CHECKING:
+    from apps.superres.models.cfsr import CFSR
+    from apps.superres.models.hat import HAT
+
+__all__ = ["MODELS", "CFSRConfig", "HATConfig", "HATLargeConfig", "HATSmallConfig", "ImageInfo", "resolved_upsampler"]
+
+Upsampler = Literal["auto", "classical", "light", "residual"]
+_COUNTS = ("width", "kernel", "window", "compress", "squeeze")
+
+
+def resolved_upsampler(upsampler: str, own: str, info: ImageInfo) -> str:
+    """The kind of the last layers that ``auto`` stands for.
+
+    Args:
+        upsampler: The configured kind.
+        own: The kind that the network was published with.
+        info: Its scale decides.
+
+    Returns:
+        ``residual`` for scale 1, where a network gives what to add to its input, else ``own``.
+    """
+    if upsampler != "auto":
+        return upsampler
+    return "residual" if info.scale == 1 else own
+
+
+def refuse(problems: Iterator[str]) -> None:
+    """Raise one error that lists all problems; do nothing if there are none.
+
+    Raises:
+        ConfigError: There is at least one.
+    """
+    found = list(problems)
+    if found:
+        raise all_problems(found)
+
+
+def _divisor(number: int, near: int) -> int:
+    """The divisor of a number that is nearest to ``near``."""
+    divisors = [n for n in range(1, number + 1) if number % n == 0]
+    return min(divisors, key=lambda n: abs(n - near), default=1)
+
+
+def _common_problems(config: Any) -> Iterator[str]:
+    """Checks on the fields most networks share; a field the network lacks is skipped."""
+    for name in _COUNTS:
+        value = getattr(config, name, 1)
+        if value < 1:
+            yield f"{name}={value} must be at least 1"
+    if not config.depths or min(config.depths) < 1:
+        yield f"depths={tuple(config.depths)} must be one or more numbers of at least 1"
+    if not 0 <= config.drop_path < 1:
+        yield f"drop_path={config.drop_path} must be at least 0 and below 1"
+    if config.mlp_ratio * config.width < 1:
+        yield f"mlp_ratio={config.mlp_ratio} leaves no features of width={config.width}"
+    if config.image_range <= 0:
+        yield f"image_range={config.image_range} must be positive"
+
+
+def _info_problems(upsampler: str, own: str, info: ImageInfo) -> Iterator[str]:
+    """Sizes of images that the last layers cannot give."""
+    scale, kind = info.scale, resolved_upsampler(upsampler, own, info)
+    if info.channels < 1:
+        yield f"channels={info.channels} must be at least 1"
+    if scale < 1:
+        yield f"scale={scale} must be at least 1"
+    elif kind == "classical" and scale != 3 and scale & (scale - 1):
+        yield f"upsampler=classical cannot give scale={scale}; use scale 1, 2, 3, 4, 8, ... or upsampler=light"
+    elif kind == "residual" and scale != 1:
+        yield f"upsampler=residual keeps the size and cannot give scale={scale}; use {own}"
+
+
+@dataclass(kw_only=True)
+class CFSRConfig:
+    """CFSR (IEEE TIP 2024): large depth-wise kernels in place of attention; light, any image size without padding."""
+
+    width: int = 48
+    """Features."""
+    depths: tuple[int, ...] = (6, 6)
+    """Blocks of each layer."""
+    kernel: int = 9
+    """Side of the depth-wise kernels, odd."""
+    mlp_ratio: float = 2.0
+    """Features inside the feed-forward networks, in multiples of width."""
+    edges: Literal["branches", "merged"] = "branches"
+    """Edge convolutions with their branches, for training, or summed up as official weights are."""
+    upsampler: Upsampler = "auto"
+    """The last layers; auto is light, and residual for scale 1."""
+    layer_scale: float = 1e-6
+    """First value of the learned factors on every branch."""
+    image_range: float = 1.0
+    """Images in [0, 1] are multiplied by this after their mean is taken off."""
+    drop_path: float = 0.0
+    """Share of samples whose branch is left out in training, of the last block; rises linearly up to it."""
+    checkpointing: bool = False
+    """Compute blocks again in the backward pass instead of keeping their activations."""
+
+    def problems(self) -> Iterator[str]:
+        """Yield what is wrong with the values, a sentence each."""
+        yield from _common_problems(self)
+        if self.kernel % 2 == 0:
+            yield f"kernel={self.kernel} must be odd; try kernel={self.kernel + 1}"
+
+    def info_problems(self, info: ImageInfo) -> Iterator[str]:
+        """Scales and channels that the network cannot have, a sentence each."""
+        yield from _info_problems(self.upsampler, "light", info)
+
+    def build(self, info: ImageInfo) -> CFSR:
+        """The network for images of this scale and these channels."""
+        refuse(iter([*self.problems(), *self.info_problems(info)]))
+        from apps.superres.models.cfsr import CFSR
+
+        return CFSR(self, info)
+
+
+@dataclass(kw_only=True)
+class HATConfig:
+    """HAT (CVPR 2023): window attention, channel attention and overlapping cross-attention together."""
+
+    width: int = 180
+    """Features."""
+    depths: tuple[int, ...] = (6, 6, 6, 6, 6, 6)
+    """Blocks of each group."""
+    heads: tuple[int, ...] = (6, 6, 6, 6, 6, 6)
+    """Heads of each group; one number stands for all groups."""
+    window: int = 16
+    """Side of an attention window, in pixels."""
+    overlap: float = 0.5
+    """Keys of the cross-attention lie in windows larger by this share."""
+    compress: int = 3
+    """Features divided by this lie between the convolutions of a channel attention block."""
+    squeeze: int = 30
+    """Features divided by this lie inside the channel attention."""
+    conv_scale: float = 0.01
+    """Constant factor on the convolutional branch."""
+    mlp_ratio: float = 2.0
+    """Features inside the feed-forward networks, in multiples of width."""
+    qkv_bias: bool = True
+    """Projections to queries, keys and values have a bias."""
+    qk_scale: float | None = None
+    """Factor on the logits; (width / heads) ** -0.5 if omitted."""
+    patch_norm: bool = True
+    """Normalise the shallow features before the first group."""
+    group_convolution: bool = True
+    """A 3x3 convolution ends every group and the body."""
+    image_size: int = 64
+    """Smallest side of training images, as the original is told it: one not above window takes the shifts away and
+    shrinks the windows of self-attention to it. Of no other effect: any image size fits."""
+    upsampler: Upsampler = "auto"
+    """The last layers; auto is classical, and residual for scale 1."""
+    image_range: float = 1.0
+    """Images in [0, 1] are multiplied by this after their mean is taken off."""
+    drop_path: float = 0.1
+    """Share of samples whose branch is left out in training, of the last block; rises linearly up to it."""
+    checkpointing: bool = False
+    """Compute blocks again in the backward pass instead of keeping their activations."""
+
+    @property
+    def group_heads(self) -> tuple[int, ...]:
+        """Heads of each group."""
+        return tuple(self.heads) * len(self.depths) if len(self.heads) == 1 else tuple(self.heads)
+
+    @property
+    def attention_window(self) -> int:
+        """Side of the windows of self-attention."""
+        return min(self.window, self.image_size)
+
+    @property
+    def key_window(self) -> int:
+        """Side of the windows that the keys of the cross-attention lie in."""
+        return self.window + int(self.window * self.overlap)
+
+    def problems(self) -> Iterator[str]:
+        """Yield what is wrong with the values, a sentence each."""
+        yield from _common_problems(self)
+        if len(self.group_heads) != len(self.depths):
+            yield f"heads={tuple(self.heads)} must be one number, or one for each of depths={tuple(self.depths)}"
+        for heads in sorted(set(self.heads)):
+            if heads < 1 or self.width % heads:
+                yield f"width={self.width} must be a multiple of heads={heads}; try heads={_divisor(self.width, heads)}"
+        for name in ("compress", "squeeze"):
+            if getattr(self, name) > self.width:
+                yield f"{name}={getattr(self, name)} leaves no features of width={self.width}"
+        if self.overlap < 0 or (self.key_window - self.window) % 2:
+            wider = self.key_window - self.window
+            yield f"overlap={self.overlap} widens window={self.window} by {wider}, which must be even and not negative"
+        if self.image_size < 1:
+            yield f"image_size={self.image_size} must be at least 1"
+
+    def info_problems(self, info: ImageInfo) -> Iterator[str]:
+        """Scales and channels that the network cannot have, a sentence each."""
+        yield from _info_problems(self.upsampler, "classical", info)
+
+    def build(self, info: ImageInfo) -> HAT:
+        """The network for images of this scale and these channels."""
+        refuse(iter([*self.problems(), *self.info_problems(info)]))
+        from apps.superres.models.hat import HAT
+
+        return HAT(self, info)
+
+
+@dataclass(kw_only=True)
+class HATSmallConfig(HATConfig):
+    """HAT-S: HAT with fewer features and narrower convolutions, about the size of SwinIR."""
+
+    width: int = 144
+    """Features."""
+    compress: int = 24
+    """Features divided by this lie between the convolutions of a channel attention block."""
+    squeeze: int = 24
+    """Features divided by this lie inside the channel attention."""
+
+
+@dataclass(kw_only=True)
+class HATLargeConfig(HATConfig):
+    """HAT-L: HAT with twice the groups; published with ImageNet pre-training only."""
+
+    depths: tuple[int, ...] = (6,) * 12
+    """Blocks of each group."""
+    heads: tuple[int, ...] = (6,) * 12
+    """Heads of each group; one number stands for all groups."""
+
+
+MODELS = Registry(
+    "model",
+    {
+        "cfsr": CFSRConfig,
+        "hat_s": HATSmallConfig,
+        "hat": HATConfig,
+        "hat_l": HATLargeConfig,
+    },
+)
