@@ -1,0 +1,95 @@
+"""Key maps of the restoration networks: official names to ours, by the name of our model.
+
+Origins: Aitical/CFSR (no licence file), XPixelGroup/HAT (Apache-2.0).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from checkpoints.keymap import KeyMap, Stack, Translation
+
+FRAME = (
+    (r"^conv_first\.", "shallow."),
+    (r"^conv_after_body\.", "after_body."),
+    (r"^conv_before_upsample\.0\.", "reconstruction.before."),
+    (r"^upsample\.", "reconstruction.steps."),
+    (r"^conv_last\.", "reconstruction.last."),
+)
+"""What is called alike in the code bases that grew out of SwinIR."""
+
+EDGES = ("sobel_x", "sobel_y", "laplacian")
+"""Edge branches of CFSR in the order of our stacked tensors."""
+CFSR_BLOCK = (
+    (r"\.layer_scale_1$", ".modulation_scale"),
+    (r"\.layer_scale_2$", ".feedforward_scale"),
+    (r"\.attn\.norm\.", ".modulation.norm."),
+    (r"\.attn\.a\.0\.", ".modulation.gate."),
+    (r"\.attn\.a\.2\.lkb_reparam\.", ".modulation.depthwise."),
+    (r"\.attn\.v\.", ".modulation.value."),
+    (r"\.attn\.proj\.", ".modulation.out."),
+    (r"\.mlp\.norm\.", ".feedforward.norm."),
+    (r"\.mlp\.fc1\.", ".feedforward.expand."),
+    (r"\.mlp\.fc2\.", ".feedforward.contract."),
+    (r"\.mlp\.pos\.", ".feedforward.edges."),
+    *((rf"\.mlp\.scale_{name}$", f".feedforward.edges.edge_scales.{index}") for index, name in enumerate(EDGES)),
+    *((rf"\.mlp\.{name}_bias$", f".feedforward.edges.edge_biases.{index}") for index, name in enumerate(EDGES)),
+)
+
+
+@dataclass(frozen=True)
+class EdgeKeyMap(KeyMap):
+    """A key map that completes weights whose edge branches were summed up, as published ones are.
+
+    The sums go into the plain kernels and the branches begin at zero: the same function, and a training form can go on
+    from it. A model without branches never asks for them, so one map serves both.
+    """
+
+    def translate(self, official: Mapping[str, Tensor]) -> Translation:
+        """Rename, convert and stack, then add branches of zeros where there are none."""
+        result = super().translate(official)
+        for name in [name for name in result.tensors if name.endswith(".edges.bias")]:
+            bias, prefix = result.tensors[name], name.removesuffix("bias")
+            for branch in ("edge_scales", "edge_biases"):
+                if f"{prefix}{branch}" not in result.tensors:
+                    result.tensors[f"{prefix}{branch}"] = torch.zeros(len(EDGES), *bias.shape).to(bias)
+                    result.sources[f"{prefix}{branch}"] = []
+        return result
+
+
+CFSR = EdgeKeyMap(
+    renames=(*FRAME, (r"^(layers\.\d+)\.conv\.", r"\1.convolution."), *CFSR_BLOCK),
+    converts=((r"\.edge_scales\.\d$", torch.flatten),),
+    drops=(r"\.mlp\.mask_\w+$",),
+    stacks=(Stack(r"(?P<edges>.*\.edge_(?:scales|biases))\.(?P<index>\d)", r"\g<edges>"),),
+)
+
+HAT = KeyMap(
+    renames=(
+        *FRAME,
+        (r"^patch_embed\.norm\.", "patch_norm."),
+        (r"^layers\.(\d+)\.residual_group\.blocks\.(\d+)\.", r"groups.\1.blocks.\2."),
+        (r"^layers\.(\d+)\.residual_group\.overlap_attn\.", r"groups.\1.overlapping."),
+        (r"^layers\.(\d+)\.conv\.", r"groups.\1.convolution."),
+        (r"\.norm1\.", ".attention_norm."),
+        (r"\.norm2\.", ".mlp_norm."),
+        (r"\.attn\.", ".attention."),
+        (r"\.overlapping\.(qkv|proj|relative_position_bias_table)\b", r".overlapping.attention.\1"),
+        (r"\.attention\.proj\.", ".attention.out."),
+        (r"\.attention\.relative_position_bias_table$", ".attention.position.table"),
+        (r"\.conv_block\.cab\.0\.", ".convolutions.reduce."),
+        (r"\.conv_block\.cab\.2\.", ".convolutions.expand."),
+        (r"\.conv_block\.cab\.3\.attention\.1\.", ".convolutions.squeeze."),
+        (r"\.conv_block\.cab\.3\.attention\.3\.", ".convolutions.excite."),
+        (r"\.mlp\.fc1\.", ".mlp.expand."),
+        (r"\.mlp\.fc2\.", ".mlp.contract."),
+    ),
+    drops=(r"\brelative_position_index(_SA|_OCA)?$", r"\battn_mask$"),
+)
+
+KEYMAPS: Mapping[str, KeyMap] = {"cfsr": CFSR, "hat_s": HAT, "hat": HAT, "hat_l": HAT}
+"""The map for each of our models."""
