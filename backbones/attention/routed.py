@@ -214,7 +214,7 @@ def _masked(q: Tensor, k: Tensor, v: Tensor, routes: Tensor, scale: float, backe
     mask = reads[:, :, None, :, None].expand(-1, -1, width, -1, width)  # B, R, w, R, w
     mask = mask.reshape(batch, 1, regions * width, regions * width)
     q, k, v = (x.reshape(batch, regions * width, *x.shape[2:]) for x in (q, k, v))
-    if wish(backend)[0] != "auto" or exporting():
+    if wish(backend)[0] != "auto":
         return attend(q, k, v, bias=mask, scale=scale, backend=backend)
     # Every query sees a key here, and looking for those that see none would cost as much again.
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
