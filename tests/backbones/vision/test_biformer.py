@@ -83,9 +83,8 @@ def test_sizes_are_those_of_the_paper(name):
 def test_any_size_gives_maps_of_the_promised_sizes(family, size, training):
     network = small(family, regions=7).train(training)
     maps = network(images(*size, dtype=torch.float32))
-    expected = [
-        (2, c, -(-size[0] // s), -(-size[1] // s)) for c, s in zip(SMALL["channels"], (4, 8, 16, 32), strict=True)
-    ]
+    sizes = [(-(-size[0] // stride), -(-size[1] // stride)) for stride in (4, 8, 16, 32)]
+    expected = [(2, width, *sides) for width, sides in zip(SMALL["channels"], sizes, strict=True)]
     assert [tuple(level.shape) for level in maps] == expected
     assert all(level.isfinite().all() for level in maps)
 
@@ -140,9 +139,10 @@ def test_routed_attention_step_by_step():
     assert mixer.routes(x).shape == (2, 20, 3)
 
 
-@pytest.mark.parametrize(
-    ("size", "padded"), [((7, 10), (8, 12)), ((2, 3), (4, 4)), ((8, 9), (8, 12)), ((1, 1), (4, 4))]
-)
+PADDED = {(7, 10): (8, 12), (2, 3): (4, 4), (8, 9): (8, 12), (1, 1): (4, 4)}
+
+
+@pytest.mark.parametrize(("size", "padded"), PADDED.items())
 def test_padding_is_seen_and_cut_off(size, padded):
     mixer = RoutedAttention(16, heads=2, regions=4, topk=5).double()
     shake(mixer)
@@ -267,9 +267,9 @@ def test_wrong_options_are_named():
         small(topks=(1, 1, 1, -3))
     with pytest.raises(ConfigError, match=r"depths=\[1, 2\] must have 4 entries"):
         small(depths=(1, 2))
-    with pytest.raises(ConfigError, match="heads do not divide the widths 8 and 8"):
-        small(head_width=3, channels=(8, 8, 8, 8), topks=(1, 1, 1, 1), mlp_ratio=1)
-    with pytest.raises(ConfigError, match="do not divide the widths 8 and 8"):
+    with pytest.raises(ConfigError, match="5 heads do not divide the widths 16 and 16"):
+        token_mixer(16, 1, regions=2, head_width=3)
+    with pytest.raises(ConfigError, match="0 heads do not divide the widths 8 and 8"):
         small(head_width=16)
     with pytest.raises(ConfigError, match="8 heads, which do not divide the width 12"):
         small(channels=(8, 8, 16, 12))
