@@ -135,10 +135,14 @@ def stack(default: Any, files: Sequence[Mapping[str, Any]], overrides: Mapping[s
     for layer in files:
         clauses += _clauses(layer.get("when", ()))
         base = merge(default, base, {key: value for key, value in layer.items() if key != "when"}, found)
+    whole = merge(default, base, overrides, found)
+    values: Tree | None = None  # all of them so far; finding them is most of the work, so only where they changed
     for clause in clauses:
-        if _holds(default, merge(default, base, overrides, found), clause["if"]):
-            base = merge(default, base, unflatten(clause["set"]), found)
-    return merge(default, base, overrides, found)
+        values = _values(default, whole) if values is None else values
+        if _holds(values, clause["if"]):  # set beside the components that the user chose, not those of the files
+            base = merge(default, whole, unflatten(clause["set"]), found)
+            whole, values = merge(default, base, overrides, found), None
+    return whole
 
 
 def _clauses(found: Any) -> Iterable[Mapping[str, Any]]:
@@ -150,10 +154,13 @@ def _clauses(found: Any) -> Iterable[Mapping[str, Any]]:
     return found
 
 
-def _holds(default: Any, tree: Mapping[str, Any], conditions: Mapping[str, Any]) -> bool:
+def _values(default: Any, tree: Mapping[str, Any]) -> Tree:
     from apps.core.cli.resolve import complete
 
-    values = flatten(to_plain(complete(default, tree)))
+    return flatten(to_plain(complete(default, tree)))
+
+
+def _holds(values: Mapping[str, Any], conditions: Mapping[str, Any]) -> bool:
     return all(_same(values.get(key), wanted) for key, wanted in flatten(conditions).items())
 
 

@@ -145,6 +145,14 @@ def test_when_sets_the_recipe_but_the_user_wins():
     assert resolve(App, [layer], {"horizon": "336", "model.width": "64"}).model.width == 64
 
 
+def test_when_sets_options_of_the_component_that_the_user_chose():
+    clause = {"if": {"model.mixer.name": "flow"}, "set": {"model.mixer.clamp": 2}}
+    layer = {"model": {"mixer": "softmax"}, "when": [clause]}
+    assert resolve(App, [layer], {"model.mixer": "flow"}).model.mixer == Flow(clamp=2.0)
+    assert resolve(App, [layer], {"model.mixer": "flow", "model.mixer.clamp": 3}).model.mixer == Flow(clamp=3.0)
+    assert resolve(App, [layer], {}).model.mixer == Softmax()
+
+
 def test_when_may_ask_for_a_component_name():
     layer = {"when": [{"if": {"model.name": "big", "horizon": 96}, "set": {"published": {"mse": 1.0}}}]}
     assert resolve(App, [layer], {}).published == {"mse": 1.0}
