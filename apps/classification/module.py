@@ -177,8 +177,8 @@ class ClassificationModule(ImageModule):
             image: Standardised, [C, H, W].
 
         Returns:
-            [h, w] of the last map, 0 and above, and the name of the class; None where the model has no backbone, or a
-            map of one position.
+            [h, w] of the last map, 0 and above, and the name of the class; None where the model has no backbone, its
+            head reads no map, or the map has one position.
 
         Source: Selvaraju et al. 2017, "Grad-CAM", equations 1 and 2; with a mean over positions as the last step but
         one it is the class-activation map of Zhou et al. 2016.
@@ -187,8 +187,8 @@ class ClassificationModule(ImageModule):
         if not isinstance(model, Classifier):
             return None
         with torch.no_grad():
-            features = model.backbone(image[None].to(self.device))[-1]
-        if features.shape[2] * features.shape[3] == 1:
+            features = model.backbone.features(image[None].to(self.device))
+        if not isinstance(features, Tensor) or features.dim() != 4 or features.shape[2] * features.shape[3] == 1:
             return None
         with torch.enable_grad():
             features = features.detach().clone().requires_grad_()

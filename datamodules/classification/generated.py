@@ -17,10 +17,9 @@ BACKGROUND = 0.45
 
 
 def class_list(count: int) -> list[tuple[str, str]]:
-    """Colour and shape of each class: neighbours differ in both, so that a few classes are easy."""
+    """Colour and shape of each class, up to 12: the first four differ in colour, so that they are easy."""
     colours = list(COLOURS)
-    pairs = [(colours[(shift + i) % 4], shape) for shift in range(4) for i, shape in enumerate(SHAPES)]
-    return pairs[:count]
+    return [(colours[number % len(colours)], SHAPES[number % len(SHAPES)]) for number in range(count)]
 
 
 def write_generated(config: GeneratedConfig) -> Path:

@@ -1,0 +1,151 @@
+"""The configurations that ship: short, valid, and help that answers at once."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from apps.classification.config import TASK, ClassificationConfig
+from apps.core.cli.layers import read_yaml
+from apps.core.cli.resolve import config_from_plain, resolve, to_yaml
+from backbones.vision.config import BACKBONES
+from backbones.vision.variants import VARIANTS
+
+ROOT = Path(__file__).resolve().parents[3]
+README = (ROOT / "apps/classification/README.md").read_text(encoding="utf-8")
+CONFIGS = sorted((ROOT / "configs/classification").glob("*.yaml"))
+HEAVY = ("torch", "pytorch_lightning", "pandas", "numpy", "matplotlib", "wandb", "scipy", "torchvision", "timm", "PIL")
+PROBE = """
+import runpy, sys
+sys.argv = {argv!r}
+try:
+    runpy.run_module({module!r}, run_name="__main__", alter_sys=True)
+except SystemExit as end:
+    code = end.code
+else:
+    code = 0
+print("CODE", code or 0, "HEAVY", sorted(set(sys.modules) & set({heavy!r})))
+"""
+
+
+def config(name: str, **overrides: object) -> ClassificationConfig:
+    found: ClassificationConfig = resolve(
+        ClassificationConfig, [read_yaml(ROOT / f"configs/classification/{name}.yaml")], overrides
+    )
+    return found
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_shipped_config_is_short_and_resolves_to_itself(path):
+    assert len(path.read_text().splitlines()) <= 40
+    assert "apps." not in re.sub(r"#.*|python -m \S+", "", path.read_text())
+    found = resolve(ClassificationConfig, [read_yaml(path)], {})
+    assert config_from_plain(ClassificationConfig, yaml.safe_load(to_yaml(found))) == found
+
+
+def test_every_purpose_has_a_config():
+    names = {"tiny", "demo", "folder", "positions", "distill", "imagenet", "imagenet_published"}
+    assert {path.stem for path in CONFIGS} == names
+
+
+@pytest.mark.parametrize("name", [name for name, variant in VARIANTS.items() if variant.drop_path])
+def test_imagenet_takes_the_published_stochastic_depth(name):
+    if name.endswith(("large", "384", "11x11")):
+        pytest.skip("published with ImageNet-22K")
+    if VARIANTS[name].family in ("dinat_isotropic", "swinv2", "maxvit", "tiny_vit", "davit", "shvit"):
+        pytest.skip("has a recipe of its own")
+    assert config("imagenet", **{"model.backbone": name}).model.backbone.drop_path == VARIANTS[name].drop_path
+
+
+@pytest.mark.parametrize("name", [name for name, variant in VARIANTS.items() if variant.top1 is not None])
+def test_published_values_follow_the_backbone_and_the_size(name):
+    files = [read_yaml(ROOT / f"configs/classification/{file}.yaml") for file in ("imagenet", "imagenet_published")]
+    found = resolve(ClassificationConfig, files, {"model.backbone": name})
+    assert found.published == {"top1": VARIANTS[name].top1} and found.data.image_size == VARIANTS[name].image_size
+    assert f"| {name} | {VARIANTS[name].top1} |" in README
+    if VARIANTS[name].image_size == 224:
+        other = resolve(ClassificationConfig, files, {"model.backbone": name, "data.image_size": 256})
+        assert other.published == {}
+
+
+def test_imagenet_is_tested_on_its_validation_images():
+    found = config("imagenet")
+    assert found.data.val_folder == found.data.test_folder == "val"
+    steps = 1_281_167 // (found.data.batch_size * found.trainer.devices)
+    assert steps == 1251 and found.schedule.warmup_steps == 20 * steps
+    assert config("imagenet", **{"model.backbone": "dinat_tiny"}).data.crop_pct == 0.875
+    assert found.data.crop_pct == 0.9
+
+
+def test_the_students_of_distill_see_unmixed_images():
+    assert not config("distill", **{"distill.store": "x"}).mix.active
+
+
+def test_a_backbone_brings_its_own_options_and_is_told_by_name():
+    found = config("tiny", **{"model.backbone": "dinat_mini", "model.backbone.drop_path": 0.2})
+    assert BACKBONES.name_of(found.model.backbone) == "dinat_mini" and found.model.backbone.drop_path == 0.2
+    assert config("demo", **{"model.backbone": "vig_tiny"}).model.backbone.drop_path == 0.0
+
+
+def test_commands_in_the_readme_name_files_that_exist():
+    for file in re.findall(r"configs/\w+/\w+\.yaml", README):
+        assert (ROOT / file).is_file(), file
+
+
+def start(module: str, *words: str) -> tuple[str, str]:
+    probe = PROBE.format(argv=[module, *words], module=module, heavy=HEAVY)
+    done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, cwd=ROOT, timeout=60)
+    return done.stdout, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("module", "words", "code"),
+    [
+        ("apps.classification", (), 0),
+        ("apps.classification", ("fit", "--help"), 0),
+        ("apps.classification", ("fit", "--print_config"), 0),
+        ("apps.classification", ("fit", "--model.backbone", "swin_tinny"), 2),
+        ("apps.classification", ("fit", "--data.image_size", "16"), 2),
+        ("apps.classification.teach", ("--help",), 0),
+        ("apps.classification.teach", ("--epochs", "2"), 2),
+    ],
+)
+def test_answers_without_heavy_imports(module, words, code):
+    out, err = start(module, *words)
+    assert out.splitlines()[-1] == f"CODE {code} HEAVY []", out + err
+    assert "Traceback" not in err
+
+
+def test_help_names_models_backbones_and_datasets():
+    out, _ = start("apps.classification", "--help")
+    for word in (
+        "fit",
+        "doctor",
+        "classifier",
+        "positions",
+        "majority",
+        "dinat_tiny",
+        "biformer_small",
+        "sample",
+        "folder",
+    ):
+        assert word in out
+    out, _ = start("apps.classification", "fit", "--model.backbone", "dinat_tiny", "--help")
+    for word in (
+        "--model.backbone.dilations",
+        "--data.augment.policy",
+        "--mix.cutmix",
+        "--distill.store",
+        "--smoothing",
+    ):
+        assert word in out
+
+
+def test_the_listing_of_tasks_knows_it():
+    out, _ = start("apps")
+    assert TASK.title in out
