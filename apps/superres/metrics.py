@@ -180,7 +180,8 @@ def trivial(degraded: Tensor, info: RestorationInfo) -> Tensor:
         [B, C, H, W], not clamped.
     """
     if info.pattern:
-        return interpolated(degraded, info.pattern)
+        with torch.autocast(degraded.device.type, enabled=False):
+            return interpolated(degraded.float(), info.pattern)
     return imresize(degraded, info.scale) if info.scale > 1 else degraded
 
 

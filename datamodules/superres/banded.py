@@ -9,6 +9,7 @@ Shape legend: N inputs along the axis, M outputs, T taps.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -49,11 +50,15 @@ class BandedMatrix:
 
     def along_rows(self, pixels: Any) -> Any:
         """[..., N, W] to [..., M, W], an array or a tensor of float32 or float64."""
-        return _joined([weights @ pixels[..., first:last, :] for first, last, weights in self._blocks(pixels)], -2)
+        with _full_precision(pixels):
+            parts = [weights @ pixels[..., first:last, :] for first, last, weights in self._blocks(pixels)]
+            return _joined(parts, -2)
 
     def along_columns(self, pixels: Any) -> Any:
         """[..., H, N] to [..., H, M], an array or a tensor of float32 or float64."""
-        return _joined([pixels[..., first:last] @ weights.T for first, last, weights in self._blocks(pixels)], -1)
+        with _full_precision(pixels):
+            parts = [pixels[..., first:last] @ weights.T for first, last, weights in self._blocks(pixels)]
+            return _joined(parts, -1)
 
     def _blocks(self, pixels: Any) -> tuple[Block, ...]:
         """The blocks in the type, and on the device, of the pixels."""
@@ -75,6 +80,11 @@ def _like(block: Block, pixels: Any) -> Block:
     if isinstance(pixels, Tensor):
         return block._replace(weights=torch.from_numpy(block.weights).to(pixels))
     return block._replace(weights=block.weights.astype(pixels.dtype))
+
+
+def _full_precision(pixels: Any) -> AbstractContextManager[Any]:
+    """Autocast would multiply in half precision."""
+    return torch.autocast(pixels.device.type, enabled=False) if isinstance(pixels, Tensor) else nullcontext()
 
 
 def _joined(parts: list[Any], axis: int) -> Any:

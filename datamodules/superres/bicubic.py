@@ -25,6 +25,7 @@ Rounding = Literal["none", "output", "passes"]
 Image = TypeVar("Image", NDArray[Any], Tensor)
 
 LEVELS = 255
+_HALF = (torch.float16, torch.bfloat16)
 _SHRINKING_ROWS, _ENLARGING_ROWS = 32, 128  # of a block: the fastest of 16 to 256 on patches and on whole images
 
 
@@ -54,9 +55,7 @@ def imresize(
     """
     vertical, horizontal = _factors(scale)
     _check(image)
-    pixels: Any = image if isinstance(image, Tensor) else _channels_first(image)
-    half = isinstance(pixels, Tensor) and pixels.dtype in (torch.float16, torch.bfloat16)
-    result: Any = pixels.float() if half else pixels
+    result: Any = _precise(image) if isinstance(image, Tensor) else _channels_first(image)
     result = _matrix(result.shape[-2], vertical, antialias).along_rows(result)
     if rounding == "passes":
         result = eight_bit(result)
@@ -111,6 +110,11 @@ def _keys(distance: NDArray[np.float64]) -> NDArray[np.float64]:
 @functools.lru_cache(maxsize=256)
 def _matrix(length: int, scale: float, antialias: bool) -> BandedMatrix:
     return BandedMatrix(*resize_taps(length, scale, antialias), _SHRINKING_ROWS if scale < 1 else _ENLARGING_ROWS)
+
+
+def _precise(image: Tensor) -> Tensor:
+    """In single precision at least; in double on GPUs, which may multiply single precision with ten bits."""
+    return image.double() if image.is_cuda else image.float() if image.dtype in _HALF else image
 
 
 def _channels_first(image: NDArray[Any]) -> NDArray[Any]:

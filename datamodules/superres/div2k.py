@@ -56,5 +56,6 @@ def _images(
             return ()
         text = f"no images in {folders[0].name}" if originals is not None else f"no folder {folders[0].name}"
         raise DataError(text, str(places[0]), f"Expected {TREE}. {SOURCE}")
-    degraded = degraded_folder(originals.parent, (f"{name}_LR_{config.track}/X{{}}{ending}",), config)
+    track = f"{name}_LR_{config.track}"  # that of mild and difficult files holds them itself
+    degraded = degraded_folder(originals.parent, (f"{track}/X{{}}{ending}", track), config)
     return paired(originals, files, degraded, config)[0]

@@ -118,8 +118,9 @@ def paired(
     if degraded is None:
         if files and not config.degradation.computes:
             text = f"no degraded files for the originals in {originals}"
-            mend = f"Expected a folder beside it, --data.lr_folder NAME; {originals.parent} has "
-            raise DataError(text, "data.degradation.name=stored", mend + folder_names(originals.parent))
+            option = ", --data.lr_folder NAME" if isinstance(config, FolderConfig) else ""
+            mend = f"Expected a folder beside it{option}; {originals.parent} has {folder_names(originals.parent)}"
+            raise DataError(text, "data.degradation.name=stored", mend)
         return originals_alone(originals, files), []
     mend = "or compute them: --data.degradation.stored false" if config.degradation.computes else ""
     names = degraded_files(degraded) if names is None else names

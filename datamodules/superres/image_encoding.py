@@ -73,7 +73,7 @@ def write_image(
     if bits == 16:
         content = _png16(values, extra) if kind == "PNG" else _tiff16(values, extra, alpha is not None)
     else:
-        content = _by_pillow(values, kind, extra, quality)
+        content = _by_pillow(path, values, kind, extra, quality)
     _write(path, content)
     return path
 
@@ -110,7 +110,7 @@ def _values(pixels: NDArray[Any], alpha: NDArray[Any] | None, bits: int) -> NDAr
     return np.ascontiguousarray(values[..., 0] if values.shape[2] == 1 else values)
 
 
-def _by_pillow(values: NDArray[np.uint8], kind: str, extra: Metadata, quality: int) -> bytes:
+def _by_pillow(path: Path, values: NDArray[np.uint8], kind: str, extra: Metadata, quality: int) -> bytes:
     options: dict[str, Any] = {}
     if kind in _WITH_PROFILE:
         options |= {"icc_profile": extra.icc} if extra.icc else {}
@@ -124,7 +124,10 @@ def _by_pillow(values: NDArray[np.uint8], kind: str, extra: Metadata, quality: i
     if kind == "TIFF" and not extra.exif:  # libtiff cannot write the folders of EXIF
         options["compression"] = "tiff_adobe_deflate"
     stream = io.BytesIO()
-    Image.fromarray(values).save(stream, kind, **options)
+    try:
+        Image.fromarray(values).save(stream, kind, **options)
+    except (OSError, ValueError) as error:  # sides or metadata beyond what the format allows
+        raise DataError(f"cannot be written as {kind}: {error}", str(path), "Name it .png or .tif") from error
     return stream.getvalue()
 
 

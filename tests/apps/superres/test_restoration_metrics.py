@@ -170,6 +170,18 @@ def test_images_too_small_for_ssim_still_have_a_psnr(side):
     assert math.isfinite(suite.compute()["ssim"])
 
 
+@pytest.mark.parametrize(
+    "info", [SR, DENOISING, RestorationInfo(scale=1, channels=3, degradation="mosaic", pattern="rggb")]
+)
+def test_scores_do_not_depend_on_mixed_precision(info):
+    suites, sample = [RestorationMetrics(info), RestorationMetrics(info)], batch(scale=info.scale)
+    ours = restored(sample)
+    with torch.autocast("cpu", torch.bfloat16):
+        suites[0].update(sample, ours)
+    suites[1].update(sample, ours)
+    assert suites[0].baseline() == suites[1].baseline() and suites[0].compute() == suites[1].compute()
+
+
 def test_predictions_are_left_as_they_are():
     suite, sample = RestorationMetrics(SR), batch(1)
     ours = (restored(sample) * 2 - 0.5).half()

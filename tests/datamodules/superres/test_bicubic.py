@@ -122,6 +122,13 @@ def test_half_precision_is_rounded_once(dtype):
     assert torch.equal(imresize(image, 0.5), imresize(image.float(), 0.5).to(dtype))
 
 
+def test_autocast_does_not_cut_the_precision():
+    image = torch.rand(3, 16, 16)
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = imresize(image, 2)
+    assert inside.dtype == torch.float32 and torch.equal(inside, imresize(image, 2))
+
+
 def test_rounding_halves_up_and_cuts():
     values = np.array([-0.2, 0.5 / 255, 1.5 / 255, 1.49 / 255, 1.2])
     np.testing.assert_allclose(eight_bit(values) * 255, [0, 1, 2, 1, 255])

@@ -123,6 +123,8 @@ def test_what_cannot_be_written(tmp_path):
         write_image(tmp_path / "a.jpg", image, bits=16)
     with pytest.raises(DataError, match="JPEG files cannot hold opacity"):
         write_image(tmp_path / "a.jpg", image, alpha=np.zeros((4, 4)))
+    with pytest.raises(DataError, match=r"cannot be written as JPEG: .*Name it \.png or \.tif"):
+        write_image(tmp_path / "a.jpg", np.zeros((1, 65536)))
     with pytest.raises(DataError, match="bits=12 must be 8 or 16"):
         write_image(tmp_path / "a.png", image, bits=12)
     with pytest.raises(DataError, match="pixels of type uint8"):

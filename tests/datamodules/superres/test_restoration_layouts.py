@@ -279,6 +279,8 @@ def test_sub_images_and_other_tracks(tmp_path):
          "DIV2K_train_HR/0001.png", "DIV2K_train_LR_mild/0001x4m.png", "DIV2K_valid_HR/0801.png")  # fmt: skip
     sub = found(Div2kConfig(root=str(tmp_path), sub_images=True))
     assert sub["train"] == [("DIV2K_train_HR_sub/0001_s001.png", "DIV2K_train_LR_bicubic/X4_sub/0001_s001.png")]
+    mild = found(Div2kConfig(root=str(tmp_path), track="mild"))
+    assert mild["train"] == [("DIV2K_train_HR/0001.png", "DIV2K_train_LR_mild/0001x4m.png")]
 
 
 def test_validation_images_are_cut_where_there_are_none(tmp_path):
