@@ -23,9 +23,12 @@ from graftwork.errors import UserError
 
 EXTRAS = {
     "export": (("onnx", "onnxscript", "onnxruntime"), "export --format onnx"),
-    "sample": (("autots", "sklearn"), "real data to try the apps with, no download"),
+    "sample": (("autots", "skimage", "sklearn"), "real data to try the apps with, no download"),
     "natten": (("natten",), "neighborhood attention on CUDA"),
-    "vision": (("timm", "torchvision"), "vision backbones and image transforms"),
+    "vision": (
+        ("timm", "torchvision", "imagecodecs", "tifffile"),
+        "vision backbones, image transforms, images of 16 bits",
+    ),
     "speech": (("torchaudio", "soundfile", "jiwer", "sentencepiece"), "audio files, features, word error rate"),
     "rl": (("gymnasium",), "reinforcement-learning environments"),
     "mmseg": (("mmseg", "mmengine", "mmcv"), "heads, datasets and metrics of mmsegmentation"),
