@@ -18,10 +18,8 @@ from numpy.typing import NDArray
 
 from datamodules.classification.classes import class_names, refuse_unknown
 from datamodules.classification.config import FolderConfig
+from datamodules.image_files import SUFFIXES, images_below, is_hidden, is_image
 from graftwork.errors import DataError
-
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".pnm", ".tif", ".tiff", ".webp")
-"""Endings of image files, in either case."""
 
 SPLITS = ("train", "val", "test")
 ALIASES = {"val": ("val", "valid", "validation")}
@@ -157,32 +155,6 @@ def class_folders(folder: Path) -> Iterator[Path]:
         mend = f"Expected {TREE}; or, without classes, --data.labels false with --model.name positions"
         raise DataError(f"no class folders, {what}", str(folder), mend)
     yield from found
-
-
-def images_below(folder: Path) -> list[str]:
-    """Relative paths of all images below a folder, sorted; hidden files and folders are left out, links followed."""
-    found: list[str] = []
-    seen: set[str] = set()
-    for place, folders, files in os.walk(folder, followlinks=True):
-        real = os.path.realpath(place)
-        if real in seen:  # a link back up
-            folders.clear()
-            continue
-        seen.add(real)
-        folders[:] = [name for name in folders if not is_hidden(name)]
-        below = os.path.relpath(place, folder)
-        found += [name if below == "." else f"{below}/{name}" for name in files if is_image(name)]
-    return sorted(found)
-
-
-def is_image(name: str) -> bool:
-    """Whether a file name is that of an image."""
-    return name.lower().endswith(SUFFIXES) and not is_hidden(name)
-
-
-def is_hidden(name: str) -> bool:
-    """Whether a name is one that systems leave behind: dot files and folders, ``__MACOSX``."""
-    return name.startswith(".") or name == "__MACOSX"
 
 
 def cut(train: SplitFiles, shares: dict[str, float]) -> dict[str, SplitFiles]:

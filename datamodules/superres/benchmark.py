@@ -12,10 +12,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from datamodules.image_files import images_below
 from datamodules.superres.config import ImagesConfig
 from datamodules.superres.folder import degraded_folder, paired
 from datamodules.superres.layout import Layout, find_root
-from datamodules.superres.pairs import images_below
 from graftwork.errors import DataError
 
 TREE = "root/HR/*.png, with root/LR_bicubic/X4/*x4.png beside or without"

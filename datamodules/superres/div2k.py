@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from datamodules.image_files import images_below
 from datamodules.superres.config import Div2kConfig
 from datamodules.superres.folder import degraded_folder, paired
 from datamodules.superres.layout import Layout, cut, find_root, named_uniquely
-from datamodules.superres.pairs import Pair, images_below
+from datamodules.superres.pairs import Pair
 from graftwork.errors import DataError
 
 TREE = "root/DIV2K_train_HR/0001.png and, optionally, root/DIV2K_train_LR_bicubic/X4/0001x4.png; the same for valid"

@@ -12,9 +12,10 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from datamodules.image_files import images_below, is_hidden
 from datamodules.superres.config import FolderConfig, ImagesConfig
 from datamodules.superres.layout import Layout, cut, find_root, folder_names
-from datamodules.superres.pairs import Pair, images_below, is_hidden, matched, originals_alone
+from datamodules.superres.pairs import Pair, matched, originals_alone
 from graftwork.errors import DataError
 
 TREE = "root/train/HR/*.png (with root/train/LR/X4/*.png beside, where there are pairs), or root/*.png"

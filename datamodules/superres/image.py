@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from datamodules.superres.image_decoding import SUFFIXES, Values, decode, image_size
+from datamodules.superres.image_decoding import Values, decode, image_size
 from datamodules.superres.image_metadata import Metadata
 
-__all__ = ["SUFFIXES", "ImageFile", "Metadata", "image_size", "load_pixels", "read_image", "to_float"]
+__all__ = ["ImageFile", "Metadata", "image_size", "load_pixels", "read_image", "to_float"]
 
 LUMA = (0.299, 0.587, 0.114)
 """Weights of red, green and blue in grey, by BT.601 in full range."""

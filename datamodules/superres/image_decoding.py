@@ -20,9 +20,6 @@ from datamodules.guard import CorruptSample
 from datamodules.superres.image_metadata import Metadata, metadata_of, orientation_of
 from graftwork.errors import UserError, missing_package
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm", ".pnm")
-"""Endings of image files, in either case."""
-
 MEND = "Replace or remove the file, or go on without it by --data.on_corrupt skip"
 _SIXTEEN_BIT = ("I;16", "I;16B", "I;16L", "I;16N")
 _MOVING = ("GIF", "PNG", "WEBP", "AVIF")

@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
-from datamodules.superres.pairs import Pair, is_hidden
+from datamodules.image_files import is_hidden
+from datamodules.superres.pairs import Pair
 from graftwork.errors import DataError
 
 

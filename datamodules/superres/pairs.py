@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from datamodules.superres.image_decoding import SUFFIXES
 from graftwork.errors import DataError
 
 _ORIGINAL_ENDINGS = re.compile(r"[_-](HR|GT|gt|hr|clean|sharp)$")
@@ -31,37 +29,6 @@ class Pair:
     name: str
     original: Path
     degraded: Path | None = None
-
-
-def is_image(name: str) -> bool:
-    """Whether a file name is that of an image."""
-    return name.lower().endswith(SUFFIXES) and not is_hidden(name)
-
-
-def is_hidden(name: str) -> bool:
-    """Whether a name is one that systems leave behind: dot files and folders, ``__MACOSX``."""
-    return name.startswith(".") or name == "__MACOSX"
-
-
-def images_below(folder: Path, without: Sequence[str] = ()) -> list[str]:
-    """Relative paths of all images below a folder, sorted; links are followed, hidden files left out.
-
-    Args:
-        folder: The folder.
-        without: Names of folders that are not entered.
-    """
-    found: list[str] = []
-    seen: set[str] = set()
-    for place, folders, files in os.walk(folder, followlinks=True):
-        real = os.path.realpath(place)
-        if real in seen:  # a link back up
-            folders.clear()
-            continue
-        seen.add(real)
-        folders[:] = [name for name in folders if not is_hidden(name) and name not in without]
-        below = os.path.relpath(place, folder)
-        found += [name if below == "." else f"{below}/{name}" for name in files if is_image(name)]
-    return sorted(found)
 
 
 def originals_alone(folder: Path, files: Sequence[str]) -> tuple[Pair, ...]:

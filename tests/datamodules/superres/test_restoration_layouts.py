@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from datamodules.image_files import images_below
 from datamodules.superres.config import BenchmarkConfig, Div2kConfig, FolderConfig, ImagesConfig
 from datamodules.superres.datamodule import find_images
 from datamodules.superres.degradations.config import BicubicConfig, GaussianNoiseConfig, StoredConfig
 from datamodules.superres.layout import cut
-from datamodules.superres.pairs import Pair, degraded_names, images_below, matched
+from datamodules.superres.pairs import Pair, degraded_names, matched
 from graftwork.errors import ConfigError, DataError
 from tests.datamodules.superres.images import write
 
