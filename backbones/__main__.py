@@ -158,7 +158,7 @@ def _field_docs(config_class: type) -> Mapping[str, str]:
     texts: dict[str, str] = {}
     for base in reversed(inspect.getmro(config_class)):
         if dataclasses.is_dataclass(base) and "__annotations__" in vars(base):
-            found = re.findall(r'^    (\w+): .*\n    """(.*?)"""', inspect.getsource(base), flags=re.M | re.S)
+            found = re.findall(r'^    (\w+): [^\n]*\n    """(.*?)"""', inspect.getsource(base), flags=re.M | re.S)
             texts |= {name: " ".join(text.split()) for name, text in found}
     return texts
 

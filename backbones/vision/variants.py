@@ -7,7 +7,7 @@ Sizes are those of the papers and of their official code; ``top1`` values are pu
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 
@@ -310,5 +310,86 @@ _DAVIT = {
 
 _TIMM = {**_SWIN, **_MAXVIT, **_TINY_VIT, **_SHVIT, **_DAVIT}
 
-VARIANTS: dict[str, Variant] = {**_TIMM, **_NAT, **_ISOTROPIC, **_BIFORMER, **_VIG}
+_GMACS = {
+    "swin_tiny": 4.49,
+    "swin_small": 8.74,
+    "swin_base": 15.43,
+    "swin_large": 34.47,
+    "swinv2_tiny": 5.94,
+    "swinv2_small": 11.54,
+    "swinv2_base": 20.32,
+    "maxvit_pico": 1.8,
+    "maxvit_nano": 4.42,
+    "maxvit_tiny": 5.55,
+    "maxvit_small": 11.59,
+    "maxvit_base": 23.92,
+    "maxvit_large": 43.52,
+    "maxvit_xlarge": 97.25,
+    "tiny_vit_5m": 1.25,
+    "tiny_vit_11m": 2.02,
+    "tiny_vit_21m": 4.25,
+    "shvit_s1": 0.24,
+    "shvit_s2": 0.36,
+    "shvit_s3": 0.6,
+    "shvit_s4": 0.99,
+    "davit_tiny": 4.52,
+    "davit_small": 8.77,
+    "davit_base": 15.47,
+    "nat_mini": 2.88,
+    "nat_tiny": 4.54,
+    "nat_small": 8.14,
+    "nat_base": 14.16,
+    "dinat_mini": 2.8,
+    "dinat_tiny": 4.43,
+    "dinat_small": 7.98,
+    "dinat_base": 13.95,
+    "dinat_large": 30.87,
+    "dinat_large_384": 91.14,
+    "dinat_large_384_11x11": 94.13,
+    "dinat_s_tiny": 4.58,
+    "dinat_s_small": 8.88,
+    "dinat_s_base": 15.61,
+    "dinat_s_large": 34.75,
+    "dinat_s_large_384": 102.44,
+    "nat_isotropic_small": 4.4,
+    "dinat_isotropic_small": 4.35,
+    "biformer_tiny": 2.32,
+    "biformer_small": 4.7,
+    "biformer_base": 10.12,
+    "biformer_stl": 4.69,
+    "vig_tiny": 1.36,
+    "vig_small": 4.86,
+    "vig_base": 18.31,
+    "vig_h_tiny": 5.02,
+    "vig_h_small": 9.63,
+    "vig_h_base": 16.72,
+}
+"""Counted by ``python -m backbones show NAME``; own operators in their fast forms, which multiply some masked pairs."""
+
+_ALL = {**_TIMM, **_NAT, **_ISOTROPIC, **_BIFORMER, **_VIG}
+VARIANTS: dict[str, Variant] = {name: replace(variant, gmacs=_GMACS[name]) for name, variant in _ALL.items()}
 """Name to variant, in the order of listings."""
+
+_PYRAMID = "any size; strides 4, 8, 16, 32"
+_BOUND = "images of 224 x 224 pixels, or of image_size"
+
+MORE_TRUNKS = {
+    "timm:crossvit_9_240": "CrossViT, Chen et al. 2021: classifies only, images of 240 x 240 pixels; it has two grids",
+    "timm:tnt_s_patch16_224": f"TNT, Han et al. 2021: {_BOUND}; stride 16, the last three blocks",
+    "timm:convit_tiny": f"ConViT, d'Ascoli et al. 2021: {_BOUND} if square; stride 16, the last three blocks",
+    "timm:efficientformer_l1": "EfficientFormer, Li et al. 2022: images of 224 x 224 pixels; strides 4, 8, 16, 32",
+    "timm:efficientformerv2_s0": f"EfficientFormerV2, Li et al. 2023: {_BOUND}; strides 4, 8, 16, 32",
+    "timm:hiera_tiny_224": f"Hiera, Ryali et al. 2023: {_BOUND}; strides 4, 8, 16, 32",
+    "timm:nest_tiny": f"NesT, Zhang et al. 2022: {_BOUND} if square; strides 4, 8, 16",
+    "timm:coatnet_0_rw_224": f"CoAtNet, Dai et al. 2021: {_BOUND}; strides 4, 8, 16, 32",
+    "timm:twins_svt_small": f"Twins, Chu et al. 2021: {_PYRAMID}",
+    "timm:pvt_v2_b0": f"PVT v2, Wang et al. 2022: {_PYRAMID}",
+    "timm:focalnet_tiny_srf": f"FocalNet, Yang et al. 2022: {_PYRAMID}",
+    "timm:poolformer_s12": f"PoolFormer, Yu et al. 2022: {_PYRAMID}",
+    "timm:nextvit_small": f"Next-ViT, Li et al. 2022: {_PYRAMID}",
+    "timm:mambaout_tiny": f"MambaOut, Yu and Wang 2025: {_PYRAMID}",
+    "timm:convnext_tiny": f"ConvNeXt, Liu et al. 2022: {_PYRAMID}",
+    "timm:resnet50": "ResNet, He et al. 2016: any size; strides 2, 4, 8, 16, 32",
+    "timm:vit_small_patch16_224": "ViT, Dosovitskiy et al. 2021: any size; stride 16, the last three blocks",
+}
+"""Further trunks that papers name: what to know of them. Every other model of timm is there under its name, too."""

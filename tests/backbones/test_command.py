@@ -34,7 +34,16 @@ def test_rows_are_written(tmp_path, capsys):
 def test_show_tells_levels_cost_and_options(capsys):
     assert main(["show", "biformer_tiny", "--size", "65x47"]) == 0
     text = capsys.readouterr().out
-    for words in ("BiFormer, Zhu et al. 2023", "81.4 % top-1", "17 x 12", "3 x 2", "regions", "routed_attention"):
+    for words in (
+        "BiFormer, Zhu et al. 2023",
+        "81.4 % top-1",
+        "17 x 12",
+        "3 x 2",
+        "regions",
+        "routed_attention",
+        "Regions per side",
+        "Gradient checkpointing",
+    ):
         assert words in text
 
 

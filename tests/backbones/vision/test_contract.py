@@ -10,7 +10,7 @@ from torch import Tensor
 
 from backbones.vision import BACKBONES, create_backbone, create_classifier
 from backbones.vision.base import VisionBackbone
-from backbones.vision.measure import SMALL, parameters
+from backbones.vision.measure import SMALL, count, parameters
 from backbones.vision.variants import FAMILIES, VARIANTS
 from graftwork.errors import ConfigError
 
@@ -55,6 +55,14 @@ def test_shapes_of_every_variant(name):
 @pytest.mark.parametrize("name", VARIANTS)
 def test_parameters_of_every_variant(name):
     assert parameters(name) == VARIANTS[name].parameters
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in SMALL else pytest.param(name, marks=pytest.mark.slow) for name in VARIANTS]
+)
+def test_products_of_every_variant(name):
+    side = VARIANTS[name].image_size
+    assert count(name, side, side) / 1e9 == pytest.approx(VARIANTS[name].gmacs, abs=0.0051)
 
 
 @pytest.mark.parametrize("size", SIZES, ids=lambda size: f"{size[0]}x{size[1]}")
