@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,11 +21,14 @@ from apps.classification.visualise import draw_activation, draw_confusion, draw_
 from apps.core.checkpoints.read import WeightsMeta
 from apps.core.protocols import ExportSpec, Picture
 from apps.core.run.module import GraftModule
+from backbones.vision.base import VisionBackbone
 from backbones.vision.classifier import Classifier
 from backbones.vision.weights import load_tensors
 from datamodules.classification.info import ClassificationInfo
 from datamodules.classification.transforms import restored
 from graftwork.errors import WeightsError
+
+log = logging.getLogger(__name__)
 
 Batch = Mapping[str, Tensor]
 
@@ -49,6 +53,20 @@ class ImageModule(GraftModule):
         """The configured model for the images and classes of these data."""
         model: nn.Module = self.config.model.build(self.images)
         return model
+
+    def on_fit_start(self) -> None:
+        """Say so where published weights expect another scale of the pixels."""
+        options, info = getattr(self.config.model, "backbone", None), self.images
+        begins = getattr(options, "pretrained", False) or getattr(options, "weights", "")
+        backbone = getattr(self.model, "backbone", None)
+        if not begins or not isinstance(backbone, VisionBackbone) or info.channels != len(backbone.mean):
+            return
+        wanted, found = (tuple(backbone.mean), tuple(backbone.std)), (info.mean, info.std)
+        if wanted != found:
+            mean, std = (",".join(f"{value:g}" for value in values) for values in wanted)
+            log.warning(
+                "published weights of this backbone expect --data.mean %s --data.std %s, not %s", mean, std, found
+            )
 
     @property
     def epoch(self) -> int:
@@ -92,6 +110,7 @@ class ClassificationModule(ImageModule):
 
     def on_fit_start(self) -> None:
         """Check that the teacher saw these very files."""
+        super().on_fit_start()
         if self.teacher is not None:
             self.teacher.refuse_other_files(self.trainer.datamodule.layout.splits["train"])  # type: ignore[attr-defined]
 

@@ -183,6 +183,13 @@ def test_a_classifier_starts_from_pretraining_and_then_needs_it_no_more(pretrain
     assert guess.name in ("red_circle", "green_square", "blue_cross", "yellow_circle")
 
 
+def test_another_scale_than_that_of_the_weights_is_said(pretrained, tmp_path, caplog):
+    words = {"model.backbone.weights": str(pretrained / "checkpoints/best.ckpt"), "data.image_size": 64}
+    words |= {"trainer.max_epochs": 1, "data.mean": "0.5,0.5,0.5", "data.std": "0.5,0.5,0.5"}
+    assert run(tmp_path / "run", **words) == 0
+    assert "expect --data.mean 0.485,0.456,0.406 --data.std 0.229,0.224,0.225" in caplog.text
+
+
 def test_positions_cannot_be_predicted_or_exported(pretrained):
     with pytest.raises(ConfigError, match="Fine-tune it first"):
         load("classification", pretrained)
