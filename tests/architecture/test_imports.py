@@ -17,7 +17,7 @@ ALLOWED = {
     "apps": {"graftwork", "backbones", "datamodules", "checkpoints", "apps"},
 }
 LIGHTNING = ("pytorch_lightning", "lightning")
-TORCH_LEVEL = {"torch", "torchvision", "timm", "xformers", "natten", "numpy", "rich"}
+TORCH_LEVEL = {"torch", "torchvision", "timm", "huggingface_hub", "xformers", "natten", "numpy", "rich"}
 STANDARD_LIBRARY_ONLY = {"graftwork"}
 
 
