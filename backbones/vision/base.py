@@ -206,6 +206,11 @@ class VisionBackbone(nn.Module):
         """
         return None
 
+    def is_left_out(self, name: str) -> bool:
+        """Whether a tensor belongs to a stage that no returned level needs, and that was not built."""
+        match = re.match(r"stages\.(\d+)\.", name)
+        return match is not None and int(match[1]) >= len(getattr(self, "stages", ()))
+
     def official_tensors(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Tensors of a foreign state dict under our names, ``backbone.*`` and ``head.*``, where no key map is known."""
         return dict(state)

@@ -143,16 +143,29 @@ class TimmBackbone(VisionBackbone):
 
         A family with a head on its last map keeps its trunk. Any other trunk is made anew with all its layers, and its
         head reads class tokens, or whatever else that model reads.
+
+        Raises:
+            ConfigError: timm's model does not tell which of its parts are the head.
         """
         outline = self.blueprint.outline(classes).eval()
         head: MapHead | Readout | None = map_head(outline, next(self.trunk.parameters()).device)
         if head is None:
-            trunk = self.blueprint.build(classes)
-            images = torch.empty(2, self.in_channels, *self.blueprint.native, device="meta")
-            head = split(trunk, outline, images)
-            self._take_over(trunk)
-            self._reads_features = True
+            head = self._split(classes, outline)
         self._head_names = head.timm_names()
+        return head
+
+    def _split(self, classes: int, outline: Any) -> Readout:
+        trunk = self.blueprint.build(classes)
+        images = torch.empty(2, self.in_channels, *self.blueprint.native, device="meta")
+        try:
+            head = split(trunk, outline, images)
+        except RuntimeError as error:
+            raise ConfigError(
+                f"the classification head of timm's {self.blueprint.name} cannot be told from its trunk: {error}",
+                mend="Take create_backbone, and a head of your own on its last map",
+            ) from error
+        self._take_over(trunk)
+        self._reads_features = True
         return head
 
     def _take_over(self, trunk: Any) -> None:
@@ -190,16 +203,20 @@ class TimmBackbone(VisionBackbone):
         """A table of positions of another window or image size, interpolated bicubically; None for other things."""
         return fit_table(name, found, wanted, getattr(self.trunk, "num_prefix_tokens", 1))
 
+    def is_left_out(self, name: str) -> bool:
+        """Whether a tensor belongs to layers of the model that no returned level needs."""
+        part, _, rest = name.partition(".")
+        return part == "trunk" and rest in self.blueprint.names
+
     def official_tensors(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Tensors of a file of timm, or of the code that the model came from, under our names."""
-        found, whole = translated(self.blueprint, state)
         kept, ours = self.trunk.state_dict(), {}
-        for name, tensor in found.items():
+        for name, tensor in translated(self.blueprint, state).items():
             if name in kept:
                 ours[f"backbone.trunk.{name}"] = tensor
             elif name in self._head_names:
                 ours[f"head.{self._head_names[name]}"] = tensor
-            elif name not in whole:  # a stranger, for the caller to name
+            elif name not in self.blueprint.names:  # a stranger, for the caller to name
                 ours[f"backbone.trunk.{name}"] = tensor
         return ours
 
@@ -260,7 +277,8 @@ def _unread(blueprint: Blueprint, indices: tuple[int, ...]) -> list[str]:
     model = blueprint.outline().eval()
     model.prune_intermediate_layers(list(indices), prune_norm=True, prune_head=True)
     images = torch.empty(2, blueprint.in_channels, *blueprint.native, device="meta")
-    names, parameters = zip(*model.named_parameters(), strict=True)
+    trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    names, parameters = zip(*trained, strict=True)
     try:
         maps = model.forward_intermediates(images, indices=list(indices), stop_early=True, intermediates_only=True)
         gradients = torch.autograd.grad([level.sum() for level in maps], parameters, allow_unused=True)

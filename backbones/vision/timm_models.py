@@ -65,6 +65,11 @@ class Blueprint:
         with _outlines():
             return self.build(classes)
 
+    @cached_property
+    def names(self) -> frozenset[str]:
+        """Names of all tensors of the whole model with a classifier."""
+        return frozenset(self.outline(classes=1).state_dict())
+
     def unsuited(self, mend: str) -> ConfigError:
         """The error for an image size that the model cannot be built for."""
         return ConfigError(f"image_size={self.image_size} does not suit timm's {self.name}", mend=mend)

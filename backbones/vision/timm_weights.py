@@ -9,6 +9,7 @@ import math
 import ssl
 import sys
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Mapping
 from contextlib import suppress
@@ -83,15 +84,12 @@ def _resized_positions(found: Tensor, wanted: Tensor, prefix_tokens: int) -> Ten
     return None
 
 
-def translated(blueprint: Blueprint, state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], set[str]]:
+def translated(blueprint: Blueprint, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Tensors of a file of timm, or of the code a model came from, under timm's names and in the model's sizes.
 
     Args:
         blueprint: The model.
         state: State dict of the file.
-
-    Returns:
-        The tensors, and the names of all tensors of the whole model.
     """
     outline = blueprint.outline(classes=1)
     wanted = outline.state_dict()
@@ -108,7 +106,7 @@ def translated(blueprint: Blueprint, state: Mapping[str, Tensor]) -> tuple[dict[
         # one that fails was given no file of this model; the caller names the first difference
         with suppress(AttributeError, AssertionError, IndexError, KeyError, RuntimeError, TypeError, ValueError):
             fitted = dict(rename(fitted, outline))
-    return fitted, set(wanted)
+    return fitted
 
 
 def published(name: str) -> Mapping[str, Tensor]:
@@ -173,9 +171,10 @@ def _from_address(name: str, address: str) -> Path:
 
 
 def _check_reachable(name: str, address: str, repository: str, file: str) -> None:
-    request = urllib.request.Request(address, method="HEAD")
+    """Knock at the server of an address."""
+    door = urllib.parse.urlsplit(address)._replace(path="/", query="", fragment="").geturl()
     try:
-        urllib.request.urlopen(request, timeout=PATIENCE_S).close()
+        urllib.request.urlopen(urllib.request.Request(door, method="HEAD"), timeout=PATIENCE_S).close()
     except urllib.error.HTTPError:
         return  # somebody answers; what it says is the client's business
     except OSError as error:

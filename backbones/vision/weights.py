@@ -176,9 +176,7 @@ def _may_stay(name: str) -> bool:
 
 def _may_be_left_out(name: str, backbone: VisionBackbone) -> bool:
     inner = name.removeprefix("backbone.")
-    stages = len(getattr(backbone, "stages", ()))
-    later = inner.startswith("stages.") and int(inner.split(".")[1]) >= stages
-    return later or inner.startswith(("head.", "output_norms."))
+    return inner.startswith(("head.", "output_norms.")) or backbone.is_left_out(inner)
 
 
 def _misfit(

@@ -59,6 +59,19 @@ def test_our_files_go_round(tmp_path):
         assert torch.equal(ours, theirs)
 
 
+@pytest.mark.parametrize("name", [QUICK, "shvit_s1"])
+def test_our_files_of_more_levels_or_with_a_head_fit_too(name, tmp_path):
+    classifier = create_classifier(name, classes=3).eval()
+    whole = saved(create_backbone(name).state_dict(), tmp_path, "whole.pth")
+    headed = saved(classifier.state_dict(), tmp_path, "headed.pth")
+    for path in (whole, headed):
+        first = create_backbone(name, out_indices=(0,), weights=path)
+        stem = next(iter(first.trunk.state_dict()))
+        assert torch.equal(
+            first.trunk.state_dict()[stem], torch.load(path)[f"{'backbone.' * (path == headed)}trunk.{stem}"]
+        )
+
+
 def test_a_head_of_other_classes_stays_as_initialised(tmp_path):
     bare = model(num_classes=7)
     path = saved(bare.state_dict(), tmp_path)
