@@ -10,10 +10,10 @@ Three forms of the same recurrence:
 
 - ``math``: the formula as a loop over tokens, differentiated by autograd;
 - :mod:`backbones.attention.gated_linear_chunks`: products of whole chunks, with exponents relative to their middle;
-- :mod:`backbones.attention.gated_linear_tree`: products of halves of halves, for any gates and for traced graphs.
+- :mod:`backbones.attention.gated_linear_pairs`: every pair of tokens by itself, for any gates and for traced graphs.
 
 The fast form takes the second after a look at the gates: one number is read from the device per call. Where that cannot
-be (a traced or a captured graph) or the gates are extreme it takes the third.
+be (a traced or a captured graph, the meta device) or the gates are extreme it takes the third.
 
 Shape legend: B batch, T tokens, H heads, d channels of a head, e channels of a head of values.
 """
@@ -21,6 +21,8 @@ Shape legend: B batch, T tokens, H heads, d channels of a head, e channels of a 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,11 +31,13 @@ from torch.utils.checkpoint import checkpoint
 from backbones.attention.attend import check_tokens
 from backbones.attention.dispatch import exporting, resolve_form
 from backbones.attention.gated_linear_chunks import ChunkedGatedLinear, is_mild, precise
-from backbones.attention.gated_linear_tree import by_halves
+from backbones.attention.gated_linear_pairs import by_pairs
 from graftwork.errors import ConfigError, ShapeError
 
 CHUNK = 32
 """Most tokens of a chunk; of 16 to 128 the fastest, or as fast, from 49 to 3136 tokens."""
+PAIRED_ELEMENTS = 1 << 20
+"""Elements of the queries that are taken pair by pair at once: it bounds the memory of extreme gates."""
 
 
 def gated_linear_attention(
@@ -77,9 +81,9 @@ def gated_linear_attention(
     literal = resolve_form("gated_linear_attention", backend) == "math"
     gates = [log_gate] if backward_gate is None else [log_gate, backward_gate]
     scale = (q.shape[-1] ** -0.5 if scale is None else scale) / len(gates)
-    with torch.autocast(q.device.type, enabled=False):
+    with _full_precision(q):
         if not isinstance(q.shape[1], int):  # a graph leaves the length open
-            out, last = _run(by_halves, q, k, v, gates, scale, state)
+            out, last = _run(by_pairs, q, k, v, gates, scale, state)
         elif 0 in v.shape[:3]:
             out, last = _run(_nothing_read, q, k, v, gates, scale, state)
         elif literal or (q.shape[1] == 1 and len(gates) == 1):  # nothing is faster for a single token
@@ -87,7 +91,7 @@ def gated_linear_attention(
         elif _has_numbers(q) and is_mild(gates, size := _chunk(q.shape[1], chunk)):
             out, last = ChunkedGatedLinear.apply(q, k, v, log_gate, backward_gate, state, scale, size)
         else:
-            out, last = _run(_light_by_halves, q, k, v, gates, scale, state)
+            out, last = _run(_light_by_pairs, q, k, v, gates, scale, state)
     return out.to(v.dtype), last
 
 
@@ -115,7 +119,7 @@ def gated_linear_step(
             raise ShapeError(f"{name}: expected [batch, heads, channels], got {list(tensor.shape)}")
     q, k, v, log_gate = (tensor.unsqueeze(1) for tensor in (q, k, v, log_gate))
     _check(q, k, v, log_gate, None, state, None)
-    with torch.autocast(q.device.type, enabled=False):
+    with _full_precision(q):
         scale = q.shape[-1] ** -0.5 if scale is None else scale
         out, after = _run(_by_tokens, q, k, v, [log_gate], scale, state)
     assert after is not None
@@ -154,14 +158,17 @@ def _by_tokens(q: Tensor, k: Tensor, v: Tensor, log_gate: Tensor, state: Tensor)
     return torch.stack(outputs, dim=1), state
 
 
-def _light_by_halves(q: Tensor, k: Tensor, v: Tensor, log_gate: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-    """:func:`by_halves`, run again in the backward pass rather than kept level by level, where torch is not tracing."""
-    if not torch.is_grad_enabled() or torch.compiler.is_compiling() or exporting():
-        return by_halves(q, k, v, log_gate, state)
-    result: tuple[Tensor, Tensor] = checkpoint(
-        by_halves, q, k, v, log_gate, state, use_reentrant=False, preserve_rng_state=False
-    )
-    return result
+def _light_by_pairs(q: Tensor, k: Tensor, v: Tensor, log_gate: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    """:func:`by_pairs` for a few samples at a time, run again in the backward pass rather than kept."""
+    if torch.compiler.is_compiling() or exporting():
+        return by_pairs(q, k, v, log_gate, state)
+    samples = max(1, PAIRED_ELEMENTS // q[0].numel())
+    results = [
+        checkpoint(by_pairs, *some, use_reentrant=False, preserve_rng_state=False)
+        for some in zip(*(tensor.split(samples) for tensor in (q, k, v, log_gate, state)), strict=True)
+    ]
+    mixed, last = (torch.cat(parts) for parts in zip(*results, strict=True))
+    return mixed, last
 
 
 def _nothing_read(q: Tensor, k: Tensor, v: Tensor, log_gate: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
@@ -171,9 +178,14 @@ def _nothing_read(q: Tensor, k: Tensor, v: Tensor, log_gate: Tensor, state: Tens
 
 def _has_numbers(tensor: Tensor) -> bool:
     """Whether the numbers of a tensor can be looked at in the middle of a computation."""
-    if torch.compiler.is_compiling() or exporting():
+    if torch.compiler.is_compiling() or exporting() or tensor.is_meta:
         return False
     return not (tensor.is_cuda and torch.cuda.is_current_stream_capturing())
+
+
+def _full_precision(tensor: Tensor) -> AbstractContextManager[Any]:
+    """Outside of autocast, which the meta device does not know."""
+    return nullcontext() if tensor.is_meta else torch.autocast(tensor.device.type, enabled=False)
 
 
 def _chunk(tokens: int, wanted: int | None) -> int:

@@ -95,6 +95,5 @@ class GatedLinearMixer(Mixer):
     def _log_gates(self, x: Tensor) -> list[Tensor]:
         """Log gates of each direction, [B, L, H, d]; never in half precision, where long memories would be cut."""
         logits: Tensor = self.gate(x)
-        with torch.autocast(x.device.type, enabled=False):
-            gates = F.logsigmoid(logits.to(torch.promote_types(logits.dtype, torch.float32))) / self.temperature
+        gates = F.logsigmoid(logits.to(torch.promote_types(logits.dtype, torch.float32))) / self.temperature
         return [split_heads(part, self.heads) for part in gates.chunk(1 + self.bidirectional, dim=-1)]

@@ -1,4 +1,4 @@
-"""Gated linear attention: chunks and halves against the recurrence, and that against the sum it stands for."""
+"""Gated linear attention: chunks and pairs against the recurrence, and that against the sum it stands for."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def first_state(q, v):
 
 
 @pytest.fixture
-def by_halves(monkeypatch):
+def by_pairs(monkeypatch):
     """Takes every gate for an extreme one."""
     monkeypatch.setattr(gated_linear, "is_mild", lambda gates, chunk: False)
 
@@ -102,13 +102,23 @@ def test_forms_agree_in_values_and_gradients(data):
         torch.testing.assert_close(fast, literal, rtol=1e-8, atol=1e-10)
 
 
-@pytest.mark.parametrize("tokens", [1, 2, 31, 32, 33, 70, 130])
+@pytest.mark.parametrize("tokens", [1, 2, 7, 8, 9, 70, 130, 300])
 @pytest.mark.parametrize("both", [False, True])
-def test_halves_agree_in_values_and_gradients(by_halves, both, tokens):
+def test_pairs_agree_in_values_and_gradients(by_pairs, both, tokens):
     leaves = inputs(tokens=tokens)
     options = {"back": leaves[4]} if both else {"state": first_state(leaves[0], leaves[2])}
     for fast, literal in zip(outcome(leaves, **options), outcome(leaves, backend="math", **options), strict=True):
         torch.testing.assert_close(fast, literal, rtol=1e-8, atol=1e-10)
+
+
+def test_pairs_of_a_few_samples_at_a_time_change_nothing(by_pairs, monkeypatch):
+    leaves = inputs(batch=3, tokens=9, heads=4)
+    calls = [{"back": leaves[4]}, {"state": first_state(leaves[0], leaves[2])}]
+    expected = [outcome(leaves, **call) for call in calls]
+    monkeypatch.setattr(gated_linear, "PAIRED_ELEMENTS", 1)
+    for call, whole in zip(calls, expected, strict=True):
+        for ours, theirs in zip(outcome(leaves, **call), whole, strict=True):
+            torch.testing.assert_close(ours, theirs)
 
 
 def test_gradients_against_differences():
@@ -316,8 +326,8 @@ class Layer(torch.nn.Module):
         return (out,) if last is None else (out, last)
 
 
-def logits(tokens, heads=2):
-    return tuple(tensor.detach() for tensor in inputs(1, tokens, heads, dtype=torch.float32))
+def logits(tokens, batch=1):
+    return tuple(tensor.detach() for tensor in inputs(batch, tokens, 2, dtype=torch.float32))
 
 
 def nodes(exported):
@@ -328,7 +338,7 @@ def nodes(exported):
 def test_exported_graph_is_small_and_exact(both):
     layer, given = Layer(both), logits(3136)
     exported = torch.export.export(layer, given, strict=False)
-    assert nodes(exported) < 400
+    assert nodes(exported) < 250
     for found, expected in zip(exported.module()(*given), layer(*given), strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
@@ -337,10 +347,11 @@ def test_exported_graph_is_small_and_exact(both):
 def test_exported_graph_takes_other_lengths(both):
     layer = Layer(both)
     length = torch.export.Dim("length", min=2, max=10_000)
-    shapes = {name: {1: length} for name in ("q", "k", "v", "gate", "back")}
-    exported = torch.export.export(layer, logits(100), dynamic_shapes=shapes, strict=False).module()
-    for tokens in (2, 32, 33, 200):
-        for found, expected in zip(exported(*logits(tokens)), layer(*logits(tokens)), strict=True):
+    shapes = {name: {0: torch.export.Dim("batch"), 1: length} for name in ("q", "k", "v", "gate", "back")}
+    exported = torch.export.export(layer, logits(100, batch=2), dynamic_shapes=shapes, strict=False).module()
+    for batch, tokens in ((1, 2), (3, 8), (2, 9), (1, 200)):
+        given = logits(tokens, batch)
+        for found, expected in zip(exported(*given), layer(*given), strict=True):
             torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
