@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.parity.adapters import backbones_biformer, backbones_dinat
+from tests.parity.adapters import backbones_biformer, backbones_dinat, backbones_vig
 
 ADAPTERS = {
     "biformer": backbones_biformer.biformer,
@@ -10,7 +10,10 @@ ADAPTERS = {
     "dinat": backbones_dinat.dinat,
     "dinat_isotropic": backbones_dinat.dinat_isotropic,
     "dinat_s": backbones_dinat.dinat_s,
+    "gated_linear_attention": backbones_vig.gated_linear,
     "nat": backbones_dinat.dinat,
     "nat_isotropic": backbones_dinat.dinat_isotropic,
     "neighborhood_attention": backbones_dinat.attention,
+    "vig": backbones_vig.vig,
+    "vig_h": backbones_vig.vig_h,
 }
