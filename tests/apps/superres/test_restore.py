@@ -89,7 +89,7 @@ def test_an_ensemble_of_tiles(photo):
 
 
 def test_values_out_of_range_are_named():
-    assert TileConfig(size=-1, margin=-2, blend=-1).problems() == [
+    assert list(TileConfig(size=-1, margin=-2, blend=-1).problems()) == [
         "size=-1 must be 0 (automatic) or more",
         "margin=-2 must be -1 (automatic) or more",
         "blend=-1 must be 0 or more",
