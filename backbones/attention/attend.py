@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from backbones.attention.backends import math, sdpa, xformers  # noqa: F401  loaded before any graph is compiled
 from backbones.attention.dispatch import Request, backend_module, choose
 from graftwork.errors import ConfigError, ShapeError
 
@@ -49,7 +50,7 @@ def attend(
         ConfigError: Unknown backend, or one wanted that cannot serve this call.
     """
     _check(q, k, v, bias, lengths, dropout)
-    q, k, v = _autocast(q, k, v)
+    q, k, v = autocast_types(q, k, v)
     request = Request(
         device=q.device,
         dtype=q.dtype,
@@ -60,7 +61,7 @@ def attend(
         width=q.shape[3],
         value_width=v.shape[3],
         bias="none" if bias is None else "bool" if bias.dtype == torch.bool else "float",
-        bias_grad=bias is not None and bias.requires_grad,
+        bias_grad=bias is not None and bias.requires_grad and torch.is_grad_enabled(),
         causal=causal,
         lengths=lengths is not None,
         dropout=dropout,
@@ -75,10 +76,10 @@ def attend(
     return mixed
 
 
-def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
+def autocast_types(*tensors: Tensor) -> tuple[Tensor, ...]:
     """Cast as autocast would, so that backends it does not know get the same types as those it does."""
     device = tensors[0].device.type
-    if not torch.is_autocast_enabled(device):
+    if tensors[0].is_meta or not torch.is_autocast_enabled(device):
         return tensors
     dtype = torch.get_autocast_dtype(device)
     return tuple(tensor if tensor.dtype == torch.float64 else tensor.to(dtype) for tensor in tensors)
@@ -106,7 +107,7 @@ def _check(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, lengths: Tensor
     full = (q.shape[0], q.shape[2], q.shape[1], k.shape[1])
     if bias is not None:
         trailing = full[4 - bias.dim() :] if bias.dim() <= 4 else ()
-        if bias.dim() > 4 or any(size not in (1, goal) for size, goal in zip(bias.shape, trailing, strict=True)):
+        if bias.dim() > 4 or any(size != 1 and size != goal for size, goal in zip(bias.shape, trailing, strict=True)):
             raise ShapeError(f"bias: expected a shape broadcastable to {list(full)}, got {list(bias.shape)}")
     if lengths is not None and (lengths.shape != q.shape[:1] or lengths.is_floating_point()):
         raise ShapeError(f"lengths: expected integers [{q.shape[0]}], got {lengths.dtype} {list(lengths.shape)}")

@@ -10,6 +10,7 @@ import importlib
 import importlib.util
 import logging
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -32,6 +33,8 @@ NAMES = ("auto", *BACKENDS, NATTEN)
 
 logger = logging.getLogger("graftwork.attention")
 _forced: ContextVar[str | None] = ContextVar("graftwork_attention", default=None)
+_forced_for_graphs: str | None = None
+"""The same once more: before a compiled graph runs again it checks the globals it read, but no context variables."""
 _default: str | None = None
 
 
@@ -54,6 +57,7 @@ class Request:
         lengths: Key counts per sample are given.
         dropout: Share of weights dropped.
         needs_grad: Queries, keys or values need a gradient.
+        packed: Sequences lie one after the other in a batch of one, and each sees itself only.
     """
 
     device: torch.device
@@ -70,6 +74,7 @@ class Request:
     lengths: bool = False
     dropout: float = 0.0
     needs_grad: bool = False
+    packed: bool = False
 
     @property
     def mask_free(self) -> bool:
@@ -114,11 +119,14 @@ def force(name: str) -> Iterator[None]:
     Raises:
         ConfigError: Unknown name.
     """
-    token = _forced.set(_checked(name, "force"))
+    global _forced_for_graphs
+    token, before = _forced.set(_checked(name, "force")), _forced_for_graphs
+    _forced_for_graphs = name
     try:
         yield
     finally:
         _forced.reset(token)
+        _forced_for_graphs = before
 
 
 def set_default(name: str | None) -> None:
@@ -145,17 +153,13 @@ def wish(backend: str = "auto") -> tuple[str, str]:
     """
     if _checked(backend, "backend") != "auto":
         return backend, "backend argument"
-    forced = _forced.get()
+    forced = _forced_for_graphs if _compiling() else _forced.get()
     if forced is not None:
         return forced, "attention.force"
     if _default is not None:
         return _default, "--attention"
     name = os.environ.get(VARIABLE, "").strip() or "auto"
     return _checked(name, VARIABLE), VARIABLE if name != "auto" else ""
-
-
-# What torch.compiler.assume_constant_result does, without torch: a compiled call keeps the wish it was compiled under.
-wish.__dict__["_dynamo_marked_constant"] = True
 
 
 def resolve_form(operator: str, backend: str = "auto") -> Literal["fast", "math"]:
@@ -221,29 +225,43 @@ def _cannot_serve(name: str, operator: str, reason: str, source: str) -> ConfigE
 
 def backend_module(name: str) -> Any:
     """The module of a backend: ``why_not(request) -> str | None`` and ``run(queries, keys, values, ...)``."""
-    return importlib.import_module(f"backbones.attention.backends.{name}")
+    path = f"backbones.attention.backends.{name}"
+    return sys.modules.get(path) or importlib.import_module(path)  # an import would cut a compiled graph in two
 
 
 def preference(request: Request) -> tuple[str, ...]:
     """Backends for a call, fastest first; the last one serves everything.
 
     On Hopper GPUs xformers brings flash attention 3, which knows no tensor bias; elsewhere both libraries run the
-    same kernels and SDPA needs no copy of a broadcast bias. On a CPU SDPA measured faster from 11 to 2048 tokens, with
-    a bias and its gradient too (torch 2.10), but has no kernel for dropout and then is the slower way to the same.
-    An exported graph gets the plain formula, which every runtime knows.
+    same kernels and SDPA needs no copy of a broadcast bias. On a CPU SDPA measured faster from 11 to 2048 tokens, but
+    for what :func:`_unfused` names. An exported graph gets the plain formula, which every runtime knows.
     """
-    if exporting() or (request.device.type == "cpu" and request.dropout > 0):
+    if exporting() or (request.device.type == "cpu" and _unfused(request)):
         return ("math",)
     if request.device.type == "cuda" and not (request.dtype.itemsize == 2 and request.mask_free):
         return ("sdpa", "xformers", "math")
     return ("xformers", "sdpa", "math")
 
 
+def _unfused(request: Request) -> bool:
+    """A CPU has no fused kernel for the call, or none that pays; measured with torch 2.10 on one core.
+
+    It has none for dropout or a bias that needs a gradient, and SDPA is then the slower way to the same (1.0 to 1.4
+    times for 16 to 256 tokens). For half types its backward pass took 10 times as long as the plain formula in
+    float32 at 16 tokens, 6 at 49, twice at 256 and as long at 1024.
+    """
+    if request.dropout > 0:
+        return True
+    return request.keys <= 256 and (request.bias_grad or (request.needs_grad and request.dtype.itemsize == 2))
+
+
 def exporting() -> bool:
-    """The call is being traced into a graph for another runtime, not run."""
+    """The call is being traced into a graph for another runtime, neither run nor compiled for this one."""
     import torch
 
-    return torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export() or torch.jit.is_tracing()
+    # torch.compiler.is_exporting() tells the flag, but torch.compile takes it for true without asking (torch 2.10).
+    exported: bool = torch.compiler._is_exporting_flag
+    return exported or torch.onnx.is_in_onnx_export() or torch.jit.is_tracing()
 
 
 def choose(operator: str, request: Request, backend: str = "auto") -> str:
@@ -323,9 +341,8 @@ def _probe_run(name: str, device: str, dtype: torch.dtype) -> list[torch.Tensor]
 
 
 def _compiling() -> bool:
-    import torch
-
-    return torch.compiler.is_compiling()
+    torch = sys.modules.get("torch")
+    return torch is not None and torch.compiler.is_compiling()
 
 
 def _short(dtype: torch.dtype) -> str:
