@@ -207,7 +207,6 @@ def test_xformers_mask_is_aligned_and_unbroadcast():
     assert all(stride % 8 == 0 for stride in mask.stride()[:-1])
     assert empty[0].all() and not empty[1].any()
     assert mask.isfinite()[0].all() and mask.isneginf()[1, :, :, 3:].all()
-    assert xformers.pad_channels(q).shape[-1] == 8
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
