@@ -96,16 +96,17 @@ def neighborhood_attention(
     form = resolve_kernel(OPERATOR, _request(q, k, v, bias, kernel), ("natten",), backend)
     height, width = q.shape[1:3]
     below, right = padding(height, width, kernel, steps)
-    if below or right:
+    known = isinstance(height, int) and isinstance(width, int)
+    if not known or below or right:
         q, k, v = (F.pad(tensor, (0, 0, 0, 0, 0, right, 0, below)) for tensor in (q, k, v))
     if form == "natten":
         mixed: Tensor = backend_module(form).run(q, k, v, kernel=kernel, dilation=steps, scale=scale)
     # The number of tiles follows from the size of the map, which a graph exported for any size does not know.
-    elif form == "math" or not (isinstance(height, int) and isinstance(width, int)):
+    elif form == "math" or not known:
         mixed = literal_attention(q, k, v, bias, kernel, steps, scale)
     else:
         mixed = tiled_attention(q, k, v, bias, kernel, steps, scale)
-    return mixed[:, :height, :width]
+    return cropped(mixed, height, width)
 
 
 def padding(
@@ -113,7 +114,19 @@ def padding(
 ) -> tuple[int, int]:
     """Positions that a map lacks at its bottom and right to hold one window of :func:`neighborhood_attention`."""
     kernel, steps = _pair("kernel_size", kernel_size), _pair("dilation", dilation)
-    return max(0, kernel[0] * steps[0] - height), max(0, kernel[1] * steps[1] - width)
+    lacks = (kernel[0] * steps[0] - height, kernel[1] * steps[1] - width)
+    # In a graph for any size they are symbols, which only torch's own maximum takes as they are.
+    below, right = (max(0, lack) if isinstance(lack, int) else torch.sym_max(0, lack) for lack in lacks)
+    return below, right
+
+
+def cropped(x: Tensor, height: int, width: int) -> Tensor:
+    """The top left of a map [B, H, W, ...]."""
+    if isinstance(height, int) and isinstance(width, int):
+        return x[:, :height, :width]
+    # A graph for any size cannot tell how a slice lies in memory; a copy lies as all tensors do.
+    rows, columns = (torch.arange(side, device=x.device) for side in (height, width))
+    return x.index_select(1, rows).index_select(2, columns)
 
 
 def axis_neighbors(
@@ -182,11 +195,15 @@ def literal_attention(
     with without_autocast(q):
         # B, H, window rows, W, window columns, h, c
         keys, values = (tensor.to(precise)[:, rows][:, :, :, columns] for tensor in (k, v))
-        logits = torch.einsum("bijhc,biajdhc->bhijad", q.to(precise) * scale, keys)
+        # Products and sums, no matrix products: those would need to know how the windows lie in memory, which a graph
+        # for any size does not.
+        logits = ((q.to(precise) * scale)[:, :, None, :, None] * keys).sum(-1)
         if bias is not None:
-            logits = logits + bias.to(precise)[:, row_bias[:, None, :, None], column_bias[None, :, None, :]]
-        weights = torch.softmax(logits.flatten(-2), dim=-1).unflatten(-1, kernel)
-        return torch.einsum("bhijad,biajdhc->bijhc", weights, values).to(v.dtype)
+            table = bias.to(precise)[:, row_bias[:, :, None, None], column_bias]  # h, H, rows, W, columns
+            logits = logits + table.permute(1, 2, 3, 4, 0)
+        weights = torch.softmax(logits.permute(0, 1, 3, 5, 2, 4).flatten(-2), dim=-1)  # B, H, W, h, window
+        weights = weights.unflatten(-1, kernel).permute(0, 1, 4, 2, 5, 3)
+        return (weights[..., None] * values).sum((2, 4)).to(v.dtype)
 
 
 def _request(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, kernel: tuple[int, int]) -> NeighborhoodRequest:

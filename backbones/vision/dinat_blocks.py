@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from backbones.attention.neighborhood import neighborhood_attention, padding
+from backbones.attention.dispatch import exporting
+from backbones.attention.neighborhood import cropped, neighborhood_attention, padding
 from backbones.vision.layers import DropPath, Mlp
 from graftwork.errors import ConfigError
 
@@ -65,13 +66,13 @@ class NeighborhoodAttention(nn.Module):
         height, width = x.shape[1:3]
         steps = self.steps(height, width)
         below, right = padding(height, width, self.kernel_size, steps)
-        if below or right:
+        if exporting() or below or right:
             x = F.pad(x, (0, 0, 0, right, 0, below))
         q, k, v = self.qkv(x).unflatten(3, (3, self.heads, -1)).unbind(3)  # B, H, W, h, C / h
         mixed = neighborhood_attention(
             q, k, v, kernel_size=self.kernel_size, dilation=steps, bias=self.rpb, scale=self.scale
         )
-        out: Tensor = self.out(mixed[:, :height, :width].flatten(3))
+        out: Tensor = self.out(cropped(mixed, height, width).flatten(3))
         return out
 
     def extra_repr(self) -> str:
@@ -130,7 +131,7 @@ class ConvolutionTokenizer(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Cut images into tokens."""
-        x = self.first(images.contiguous(memory_format=torch.channels_last))
+        x = self.first(images if exporting() else images.contiguous(memory_format=torch.channels_last))
         tokens: Tensor = self.norm(self.second(x).permute(0, 2, 3, 1))  # B, H, W, C
         return tokens
 
@@ -155,8 +156,8 @@ class PatchTokenizer(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Cut images into tokens."""
-        below, right = -images.shape[2] % self.patch, -images.shape[3] % self.patch
-        if below or right:
+        below, right = ((side + self.patch - 1) // self.patch * self.patch - side for side in images.shape[2:])
+        if exporting() or below or right:
             images = F.pad(images, (0, right, 0, below))
         tokens: Tensor = self.norm(self.projection(images).permute(0, 2, 3, 1))  # B, H, W, C
         return tokens
@@ -186,8 +187,9 @@ class PatchMerging(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Halve the sides, rounded up."""
-        if x.shape[1] % 2 or x.shape[2] % 2:
-            x = F.pad(x, (0, 0, 0, x.shape[2] % 2, 0, x.shape[1] % 2))
-        corners = [x[:, row::2, column::2] for column in (0, 1) for row in (0, 1)]
-        halved: Tensor = self.reduction(self.norm(torch.cat(corners, dim=-1)))
+        below, right = ((side + 1) // 2 * 2 - side for side in x.shape[1:3])
+        if exporting() or below or right:
+            x = F.pad(x, (0, 0, 0, right, 0, below))
+        squares = x.unflatten(2, (-1, 2)).unflatten(1, (-1, 2))  # B, H / 2, 2, W / 2, 2, C
+        halved: Tensor = self.reduction(self.norm(squares.permute(0, 1, 3, 4, 2, 5).flatten(3)))
         return halved

@@ -368,23 +368,31 @@ class Levels(torch.nn.Module):
         return tuple(self.backbone(pixels))
 
 
-def two_blocks():
-    return small(depths=(1, 1), heads=(1, 2), dilations=((None,), (2,))).eval()
+SIDES = {axis: torch.export.Dim(f"side{axis}", min=32, max=512) for axis in (2, 3)}
 
 
-def test_exported_for_any_batch():
-    network = two_blocks()
-    program = torch.export.export(
-        Levels(network), (images(dtype=torch.float32),), dynamic_shapes=({0: torch.export.Dim("batch")},)
-    )
-    pixels = images(batch=5, dtype=torch.float32)
-    with torch.no_grad():
-        for ours, theirs in zip(program.module()(pixels), network(pixels), strict=True):
-            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+@pytest.mark.parametrize(
+    ("family", "sides"),
+    [
+        ("dinat", {}),
+        pytest.param("dinat", SIDES, marks=pytest.mark.slow),
+        pytest.param("dinat_s", SIDES, marks=pytest.mark.slow),
+    ],
+    ids=["dinat", "dinat-any-size", "dinat_s-any-size"],
+)
+def test_exported_for_any_batch_and_size(family, sides):
+    network = small(family, depths=(1, 1), heads=(1, 2), dilations=((2,), (3,))).eval()
+    dims = {0: torch.export.Dim("batch"), **sides}
+    program = torch.export.export(Levels(network), (images(dtype=torch.float32),), dynamic_shapes=(dims,))
+    for batch, height, width in ((5, 33, 70), (1, 96, 64)) if sides else ((5, 70, 50), (1, 70, 50)):
+        pixels = images(height, width, batch, torch.float32)
+        with torch.no_grad():
+            for ours, theirs in zip(program.module()(pixels), network(pixels), strict=True):
+                torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
 def test_one_graph_when_compiled():
-    network, pixels = two_blocks(), images(dtype=torch.float32)
+    network, pixels = small(depths=(1, 1), heads=(1, 2), dilations=((None,), (2,))).eval(), images(dtype=torch.float32)
     compiled = torch.compile(Levels(network), fullgraph=True, backend="eager")
     with torch.no_grad():
         for ours, theirs in zip(compiled(pixels), network(pixels), strict=True):
