@@ -132,31 +132,38 @@ def split(model: Any, outline: Any, images: Tensor) -> Readout:
         nonlocal features
         features = outline.forward_features(images)
 
-    computing = _called(outline, compute)
-    reading = _called(outline, lambda: outline.forward_head(features)) - computing
+    computing = _touched(outline, compute)
+    reading = _touched(outline, lambda: outline.forward_head(features))
     reader = copy.copy(model)
-    reader._parameters, reader._buffers, reader._modules = {}, {}, dict(model._modules)
-    for name, child in model._modules.items():
-        bare = child is None or not child.state_dict()
-        if name in reading:
+    reader._modules = {name: child for name, child in model._modules.items() if name in reading or not _state(child)}
+    reader._parameters = {name: value for name, value in model._parameters.items() if name in reading}
+    reader._buffers = {name: value for name, value in model._buffers.items() if name in reading}
+    for name in reading - computing:
+        if name in model._modules:
             model._modules[name] = nn.Identity()
-        elif not bare:
-            del reader._modules[name]
+        model._parameters.pop(name, None)
+        model._buffers.pop(name, None)
     return Readout(reader)
 
 
-def _called(model: nn.Module, compute: Callable[[], Any]) -> set[str]:
-    """Names of a model's children of which some part runs during a computation."""
+def _state(child: nn.Module | None) -> dict[str, Tensor]:
+    return {} if child is None else child.state_dict()
+
+
+def _touched(model: nn.Module, compute: Callable[[], Any]) -> set[str]:
+    """Names of a model's children, parameters and buffers that a computation asks it for."""
     found: set[str] = set()
-    handles = [
-        module.register_forward_pre_hook(lambda *_, name=name: found.add(name))
-        for name, child in model.named_children()
-        for module in child.modules()
-    ]
+    kind: Any = type(model)
+
+    class Watched(kind):  # what a module holds is no plain attribute of it, so it passes here
+        def __getattr__(self, name: str) -> Any:
+            found.add(name)
+            return super().__getattr__(name)
+
+    model.__class__ = Watched
     try:
         with torch.no_grad():
             compute()
     finally:
-        for handle in handles:
-            handle.remove()
+        model.__class__ = kind
     return found

@@ -36,6 +36,7 @@ FAMILIES = [
     pytest.param("timm:efficientformer_l1", marks=pytest.mark.slow),
     pytest.param("timm:deit_tiny_distilled_patch16_224", marks=pytest.mark.slow),
     pytest.param("timm:levit_128s", marks=pytest.mark.slow),
+    pytest.param("timm:efficientvim_m1", marks=pytest.mark.slow),
 ]
 QUICK = "timm:test_resnet"
 
