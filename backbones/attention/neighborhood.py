@@ -96,13 +96,12 @@ def neighborhood_attention(
     form = resolve_kernel(OPERATOR, _request(q, k, v, bias, kernel), ("natten",), backend)
     height, width = q.shape[1:3]
     below, right = padding(height, width, kernel, steps)
-    known = isinstance(height, int) and isinstance(width, int)
-    if not known or below or right:
+    if lacking(below, right):
         q, k, v = (F.pad(tensor, (0, 0, 0, 0, 0, right, 0, below)) for tensor in (q, k, v))
     if form == "natten":
         mixed: Tensor = backend_module(form).run(q, k, v, kernel=kernel, dilation=steps, scale=scale)
     # The number of tiles follows from the size of the map, which a graph exported for any size does not know.
-    elif form == "math" or not known:
+    elif form == "math" or not (isinstance(height, int) and isinstance(width, int)):
         mixed = literal_attention(q, k, v, bias, kernel, steps, scale)
     else:
         mixed = tiled_attention(q, k, v, bias, kernel, steps, scale)
@@ -118,6 +117,11 @@ def padding(
     # In a graph for any size they are symbols, which only torch's own maximum takes as they are.
     below, right = (max(0, lack) if isinstance(lack, int) else torch.sym_max(0, lack) for lack in lacks)
     return below, right
+
+
+def lacking(below: int, right: int) -> bool:
+    """Whether anything is to be padded; in a graph for any size that is found out when it runs, so there it is."""
+    return not (isinstance(below, int) and isinstance(right, int)) or below > 0 or right > 0
 
 
 def cropped(x: Tensor, height: int, width: int) -> Tensor:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from backbones.attention.dispatch import exporting
-from backbones.attention.neighborhood import cropped, neighborhood_attention, padding
+from backbones.attention.neighborhood import cropped, lacking, neighborhood_attention, padding
 from backbones.vision.layers import DropPath, Mlp
 from graftwork.errors import ConfigError
 
@@ -66,7 +66,7 @@ class NeighborhoodAttention(nn.Module):
         height, width = x.shape[1:3]
         steps = self.steps(height, width)
         below, right = padding(height, width, self.kernel_size, steps)
-        if exporting() or below or right:
+        if lacking(below, right):
             x = F.pad(x, (0, 0, 0, right, 0, below))
         q, k, v = self.qkv(x).unflatten(3, (3, self.heads, -1)).unbind(3)  # B, H, W, h, C / h
         mixed = neighborhood_attention(
@@ -157,7 +157,7 @@ class PatchTokenizer(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Cut images into tokens."""
         below, right = ((side + self.patch - 1) // self.patch * self.patch - side for side in images.shape[2:])
-        if exporting() or below or right:
+        if lacking(below, right):
             images = F.pad(images, (0, right, 0, below))
         tokens: Tensor = self.norm(self.projection(images).permute(0, 2, 3, 1))  # B, H, W, C
         return tokens
@@ -188,7 +188,7 @@ class PatchMerging(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Halve the sides, rounded up."""
         below, right = ((side + 1) // 2 * 2 - side for side in x.shape[1:3])
-        if exporting() or below or right:
+        if lacking(below, right):
             x = F.pad(x, (0, 0, 0, right, 0, below))
         squares = x.unflatten(2, (-1, 2)).unflatten(1, (-1, 2))  # B, H / 2, 2, W / 2, 2, C
         halved: Tensor = self.reduction(self.norm(squares.permute(0, 1, 3, 4, 2, 5).flatten(3)))
