@@ -1,0 +1,11 @@
+"""Adapters of super-resolution and restoration, from official hyper-parameters to our outputs."""
+
+from __future__ import annotations
+
+from tests.parity.adapters import superres_cfsr, superres_hat, superres_metrics
+
+ADAPTERS = {
+    "cfsr": superres_cfsr.cfsr,
+    "hat": superres_hat.hat,
+    "imresize_metrics": superres_metrics.imresize_metrics,
+}
