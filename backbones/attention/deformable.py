@@ -98,16 +98,19 @@ def deformable_sampling(values: Tensor, locations: Tensor, weights: Tensor, *, b
 def _side_by_side(values: Tensor, locations: Tensor, weights: Tensor, shapes: tuple[tuple[int, int], ...]) -> Tensor:
     """The formula, with torch's own sampling."""
     batch, _, heads, channels = values.shape
-    grids = (2 * locations - 1).transpose(1, 2).flatten(0, 1)  # B h, Q, L, P, 2
     samples = []
     for level, (cells, (height, width)) in enumerate(zip(_levels(values, shapes), shapes, strict=True)):
-        image = cells.permute(0, 2, 3, 1).reshape(batch * heads, channels, height, width)
-        grid = grids[:, :, level]
+        image = cells.permute(2, 0, 3, 1).reshape(heads * batch, channels, height, width)
+        grid = _head_by_head(2 * locations[:, :, :, level] - 1)  # h B, Q, P, 2
         samples.append(F.grid_sample(image, grid, mode="bilinear", padding_mode="zeros", align_corners=False))
-    side_by_side = torch.stack(samples, dim=-2)  # B h, e, Q, L, P
-    shares = weights.transpose(1, 2).flatten(0, 1).unsqueeze(1)  # B h, 1, Q, L, P
-    mixed = (side_by_side * shares).flatten(-2).sum(-1)  # B h, e, Q
-    return mixed.unflatten(0, (batch, heads)).permute(0, 3, 1, 2)
+    side_by_side = torch.stack(samples, dim=-2)  # h B, e, Q, L, P
+    mixed = (side_by_side * _head_by_head(weights).unsqueeze(1)).flatten(-2).sum(-1)  # h B, e, Q
+    return mixed.unflatten(0, (heads, batch)).permute(1, 3, 0, 2)
+
+
+def _head_by_head(x: Tensor) -> Tensor:
+    """[B, Q, h, ...] -> [h B, Q, ...]; unlike a transposition it traces for any number of queries."""
+    return torch.cat(x.unbind(2))
 
 
 def _levels(values: Tensor, shapes: tuple[tuple[int, int], ...]) -> tuple[Tensor, ...]:
@@ -130,8 +133,7 @@ class _Axis(NamedTuple):
 
 def _axis(location: Tensor, size: int) -> _Axis:
     """Cells around points at ``location`` [N, P] on an axis of ``size`` cells."""
-    # The same roundings as in grid_sample, so that both forms agree on which side of a crease a point lies.
-    position = (2 * location - 1).add_(1).mul_(size / 2).sub_(0.5)
+    position = (location * size).sub_(0.5)
     position.nan_to_num_(nan=-2.0).clamp_(-2, size + 1)  # what is no number, or far away, is outside
     near = position.floor()
     fraction = position.sub_(near)
