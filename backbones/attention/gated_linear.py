@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -122,8 +122,7 @@ def gated_linear_step(
     with _full_precision(q):
         scale = q.shape[-1] ** -0.5 if scale is None else scale
         out, after = _run(_by_tokens, q, k, v, [log_gate], scale, state)
-    assert after is not None
-    return out.squeeze(1).to(v.dtype), after
+    return out.squeeze(1).to(v.dtype), cast(Tensor, after)
 
 
 Form = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
