@@ -67,9 +67,9 @@ class MergedBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[B, D, H, W] to the same."""
         normed = self.norm(x)
-        x = _add(self.out(_multiply(self.depthwise(F.gelu(self.gate(normed))), self.value(normed))), x)
-        hidden = F.gelu(self.expand(self.norm(x)))
-        return _add(self.contract(_add(F.gelu(self.edges(hidden)), hidden)), x)
+        x = _add(self.out(_multiply(self.depthwise(_gelu(self.gate(normed))), self.value(normed))), x)
+        hidden = _gelu(self.expand(self.norm(x)))
+        return _add(self.contract(_add(_gelu(self.edges(hidden)), hidden)), x)
 
     @torch.no_grad()
     def fold(self, block: CFSRBlock) -> None:
@@ -116,13 +116,23 @@ class MergedCFSR(CFSRTrunk):
         self.eval()
 
 
+# Below, ``fresh`` is what a layer has just made: where no gradient needs it, its memory takes the result. New memory
+# costs a CPU as much as the arithmetic.
+
+
+def _gelu(fresh: Tensor) -> Tensor:
+    """The GELU, exact."""
+    result: Tensor = F.gelu(fresh) if torch.is_grad_enabled() else torch.ops.aten.gelu_(fresh)
+    return result
+
+
 def _add(fresh: Tensor, other: Tensor) -> Tensor:
-    """The sum, in the memory of ``fresh`` where no gradient needs its present content."""
+    """The sum."""
     return fresh + other if torch.is_grad_enabled() else fresh.add_(other)
 
 
 def _multiply(fresh: Tensor, other: Tensor) -> Tensor:
-    """The product, in the memory of ``fresh`` where no gradient needs its present content."""
+    """The product."""
     return fresh * other if torch.is_grad_enabled() else fresh.mul_(other)
 
 
