@@ -17,11 +17,10 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from backbones.attention.attend import attend
+from backbones.attention.attend import attend, autocast_types
 from backbones.attention.backends.mask import HIDDEN
 from backbones.attention.dispatch import exporting, resolve_form, wish
 from graftwork.errors import ConfigError, ShapeError
@@ -88,7 +87,7 @@ def routed_attention(
         return attend(*tokens, scale=scale, backend=backend).unflatten(1, q.shape[1:3])
     if routes is None:
         routes = region_routes(q, k, grid, topk, scale)
-    q, k, v = _autocast(q, k, v)
+    q, k, v = autocast_types(q, k, v)
     if literal:
         return _literal(q, k, v, routes, grid, scale)
     return _fast(q, k, v, routes, grid, scale, backend)
@@ -181,7 +180,7 @@ def _fast(q: Tensor, k: Tensor, v: Tensor, routes: Tensor, grid: tuple[int, int]
     batch, regions, topk = routes.shape
     q, k, v = (_cut(x, grid) for x in (q, k, v))
     positions = regions * q.shape[1]
-    # An exported graph has one form for all sizes; for a compiled one gathering is fused anyway.
+    # An exported graph has one form for all sizes; neither it nor a compiled one is cut into slices.
     if not exporting() and positions <= MASKED_TOKENS and topk * (q.shape[1] + GATHER_COST) >= 2 * positions:
         return _join(_masked(q, k, v, routes, scale, backend), grid, size)
     offsets = regions * torch.arange(batch, device=routes.device)
@@ -214,11 +213,7 @@ def _masked(q: Tensor, k: Tensor, v: Tensor, routes: Tensor, scale: float, backe
     mask = reads[:, :, None, :, None].expand(-1, -1, width, -1, width)  # B, R, w, R, w
     mask = mask.reshape(batch, 1, regions * width, regions * width)
     q, k, v = (x.reshape(batch, regions * width, *x.shape[2:]) for x in (q, k, v))
-    if wish(backend)[0] != "auto":
-        return attend(q, k, v, bias=mask, scale=scale, backend=backend)
-    # Every query sees a key here, and looking for those that see none would cost as much again.
-    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale).transpose(1, 2)
+    return attend(q, k, v, bias=mask, scale=scale, backend=backend)
 
 
 def _gathered(q: Tensor, k: Tensor, v: Tensor, rows: Tensor, scale: float, backend: str) -> Tensor:
@@ -264,14 +259,6 @@ class _Sliced(torch.autograd.Function):
                     pieces = addend.reshape(chosen.numel(), -1).to(precise)
                     total.flatten(1).index_add_(0, chosen.flatten(), pieces)
         return grad_q, grad_k.to(k.dtype), grad_v.to(v.dtype), None, None, None, None
-
-
-def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
-    device = tensors[0].device.type
-    if tensors[0].is_meta or not torch.is_autocast_enabled(device):
-        return tensors
-    dtype = torch.get_autocast_dtype(device)
-    return tuple(tensor if tensor.dtype == torch.float64 else tensor.to(dtype) for tensor in tensors)
 
 
 def _without_autocast(tensor: Tensor) -> AbstractContextManager[Any]:
