@@ -51,6 +51,7 @@ def attend(
     """
     _check(q, k, v, bias, lengths, dropout)
     q, k, v = autocast_types(q, k, v)
+    bias = None if bias is None else torch.atleast_2d(bias)
     request = Request(
         device=q.device,
         dtype=q.dtype,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from backbones.attention.attend import attend
 from backbones.attention.backends import xformers
-from backbones.attention.dispatch import force
+from backbones.attention.dispatch import Request, choose, force
 from graftwork.errors import ConfigError, ShapeError
 
 OTHERS = ["sdpa"]
@@ -209,6 +210,163 @@ def test_xformers_mask_is_aligned_and_unbroadcast():
     assert mask.isfinite()[0].all() and mask.isneginf()[1, :, :, 3:].all()
 
 
+@pytest.mark.parametrize("backend", ["math", *OTHERS])
+@pytest.mark.parametrize("width, value_width", [(1, 1), (3, 3), (7, 5), (30, 30), (33, 2)])
+def test_heads_that_are_no_multiples_of_eight(backend, width, value_width):
+    q, k, v = inputs(width=width, value_width=value_width)
+    torch.testing.assert_close(attend(q, k, v, backend=backend), by_loops(q, k, v))
+
+
+@pytest.mark.parametrize("backend", ["math", *OTHERS])
+@pytest.mark.parametrize("shape", [(1, 1, 5, 7), (2, 5, 7), (5, 7), (2, 1, 1, 7), (1, 2, 5, 1), (7,), ()])
+def test_gradient_of_a_broadcast_bias_is_summed_to_its_shape(backend, shape):
+    leaves = inputs()
+    bias = torch.randn(shape, dtype=torch.float64, requires_grad=True)
+    full = bias.detach().expand(2, 2, 5, 7).clone().requires_grad_()
+    weight = torch.randn(2, 5, 2, 4, dtype=torch.float64)
+    (found,) = torch.autograd.grad((attend(*leaves, bias=bias, backend=backend) * weight).sum(), bias)
+    (whole,) = torch.autograd.grad((attend(*leaves, bias=full, backend="math") * weight).sum(), full)
+    assert found.shape == bias.shape
+    torch.testing.assert_close(found, whole.sum_to_size(shape))
+
+
+@pytest.mark.parametrize("backend", ["math", *OTHERS])
+def test_learned_bias_that_hides_keys_and_whole_rows(backend):
+    leaves = inputs()
+    bias = torch.randn(2, 5, 7, dtype=torch.float64)
+    bias[:, 1], bias[0, 2, 3:] = -torch.inf, -torch.inf
+    bias.requires_grad_()
+    out = attend(*leaves, bias=bias, backend=backend)
+    torch.testing.assert_close(
+        out,
+        by_loops(*leaves, bias=bias.masked_fill(bias.isneginf(), -1e300)).where(
+            torch.arange(5)[:, None, None] != 1, 0.0
+        ),
+    )
+    gradients = torch.autograd.grad((out * out.detach().cos()).sum(), [*leaves, bias])
+    assert all(gradient.isfinite().all() for gradient in gradients)
+    assert (gradients[0][:, 1] == 0).all() and (gradients[3].masked_select(bias.isneginf()) == 0).all()
+
+
+@pytest.mark.parametrize("backend", ["auto", "math", *OTHERS])
+def test_learned_bias_without_gradients_gives_the_same(backend):
+    leaves, bias = inputs(), torch.randn(2, 5, 7, dtype=torch.float64, requires_grad=True)
+    expected = attend(*leaves, bias=bias, backend="math")
+    for context in (torch.no_grad(), torch.inference_mode()):
+        with context:
+            torch.testing.assert_close(attend(*leaves, bias=bias, backend=backend), expected.detach())
+
+
+def test_cpu_takes_the_formula_where_no_fused_kernel_pays():
+    def chosen(**changes) -> str:
+        sizes = {"batch": 2, "queries": 49, "keys": 49, "heads": 2, "width": 16, "value_width": 16}
+        request = {"device": torch.device("cpu"), "dtype": torch.float32, **sizes, **changes}
+        return choose("attend", Request(**request))
+
+    assert chosen() == chosen(needs_grad=True) == chosen(bias="float", needs_grad=True) == "sdpa"
+    assert chosen(bias="float", bias_grad=True) == chosen(dropout=0.1) == "math"
+    assert chosen(bias="float", bias_grad=True, keys=4096) == "sdpa"
+    assert chosen(dtype=torch.bfloat16) == chosen(dtype=torch.bfloat16, needs_grad=True, keys=4096) == "sdpa"
+    assert chosen(dtype=torch.bfloat16, needs_grad=True) == "math"
+
+
+@pytest.mark.parametrize("backend", ["math", *OTHERS])
+def test_dropout_scales_what_is_left(backend):
+    """Over n equal weights the share that is left has mean 1 and variance p / (n (1 - p)), in every row anew."""
+    torch.manual_seed(0)
+    q, k, v = torch.zeros(16, 50, 4, 8), torch.zeros(16, 25, 4, 8), torch.ones(16, 25, 4, 1)
+    shares = attend(q, k, v, dropout=0.2, backend=backend)
+    assert abs(float(shares.mean()) - 1) < 0.01
+    assert abs(float(shares.var()) / (0.2 / (25 * 0.8)) - 1) < 0.1
+    lengths = torch.tensor([0, 25] * 8)
+    assert (attend(q, k, v, lengths=lengths, dropout=0.2, backend=backend)[::2] == 0).all()
+
+
+@pytest.mark.parametrize("backend", ["math", *OTHERS])
+def test_deterministic_mode(backend):
+    leaves, bias = inputs(dtype=torch.float32), torch.randn(2, 5, 7, requires_grad=True)
+    torch.use_deterministic_algorithms(True)
+    try:
+        runs = [attend(*leaves, bias=bias, lengths=torch.tensor([3, 7]), backend=backend) for _ in range(2)]
+        gradients = [torch.autograd.grad(out.square().sum(), [*leaves, bias]) for out in runs]
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert torch.equal(*runs) and all(torch.equal(*pair) for pair in zip(*gradients, strict=True))
+
+
+@pytest.mark.parametrize("backend", ["auto", "math", *OTHERS])
+def test_autocast_leaves_double_precision_alone(backend):
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert attend(*inputs(), backend=backend).dtype == torch.float64
+
+
+class FakeLibrary:
+    """The kernels of xformers as their documents tell: what they accept, and plain softmax over it."""
+
+    class LowerTriangularFromBottomRightMask:
+        pass
+
+    def __init__(self) -> None:
+        masks = SimpleNamespace(LowerTriangularFromBottomRightMask=self.LowerTriangularFromBottomRightMask)
+        self.fmha = SimpleNamespace(attn_bias=masks)
+
+    def memory_efficient_attention(self, q, k, v, attn_bias, p, scale):
+        assert q.shape[-1] % 8 == k.shape[-1] % 8 == v.shape[-1] % 8 == 0 and p == 0
+        logits = torch.einsum("bqhc,bkhc->bhqk", q, k) * scale
+        if isinstance(attn_bias, self.LowerTriangularFromBottomRightMask):
+            assert q.shape[1] <= k.shape[1]
+            logits = logits.masked_fill(~torch.ones(logits.shape[-2:]).tril(k.shape[1] - q.shape[1]).bool(), -torch.inf)
+        elif attn_bias is not None:
+            assert attn_bias.shape == logits.shape and attn_bias.stride(-1) == 1 and attn_bias.dtype == q.dtype
+            assert all(stride % 8 == 0 for stride in attn_bias.stride()[:-1])
+            logits = logits + attn_bias
+        return torch.einsum("bhqk,bkhc->bqhc", logits.softmax(-1), v)
+
+
+@settings(max_examples=40, deadline=None)
+@given(data=st.data())
+def test_calls_for_xformers_are_aligned_and_mean_the_same(data):
+    draw = data.draw
+    size = st.integers(1, 9)
+    leaves = inputs(draw(st.integers(1, 2)), draw(size), draw(size), 2, draw(size), draw(size))
+    full = (leaves[0].shape[0], 2, leaves[0].shape[1], leaves[1].shape[1])
+    kind = draw(st.sampled_from(["none", "learned", "bool", "hidden"]))
+    bias = None if kind == "none" else torch.randn([draw(st.sampled_from([1, goal])) for goal in full]).double()
+    if kind == "bool":
+        bias = bias > 0
+    if kind == "hidden":
+        bias = bias.masked_fill(bias > 0.3, -torch.inf)
+    options = {"bias": bias, "causal": draw(st.booleans()), "scale": draw(st.sampled_from([None, 0.3]))}
+    options["lengths"] = draw(st.sampled_from([None, torch.randint(0, full[3] + 2, full[:1])]))
+    wanted = leaves + ([bias.requires_grad_()] if kind == "learned" else [])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(xformers, "_import", lambda: (FakeLibrary(), ""))
+        found = xformers.run(*leaves, **options)
+    expected = attend(*leaves, backend="math", **options)
+    weight = torch.randn_like(expected)
+    for ours, theirs in zip(
+        *([out, *torch.autograd.grad((out * weight).sum(), wanted)] for out in (found, expected)), strict=True
+    ):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-10)
+
+
+def test_kernels_of_xformers_say_themselves_what_they_lack():
+    ops, reason = xformers._import()
+    if reason:
+        pytest.skip(reason)
+    sizes = {"batch": 1, "queries": 8, "keys": 8, "heads": 2, "width": 16, "value_width": 16}
+    request = Request(device=torch.device("cpu"), dtype=torch.float32, needs_grad=True, **sizes)
+    refusal = xformers._refusal(ops, request, False)
+    assert refusal.startswith("no kernel serves it") and "cutlass" in refusal and "device=cpu" in refusal
+
+
+def test_widths_for_flash_attention_are_one_and_aligned():
+    q, k, v = inputs(width=13, value_width=20, dtype=torch.float16)
+    assert [x.shape[-1] for x in xformers.pad_channels(q, k, v)] == [24, 24, 24]
+    q, k, v = inputs(width=13, value_width=20, dtype=torch.float32)
+    assert [x.shape[-1] for x in xformers.pad_channels(q, k, v)] == [16, 16, 24]
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("backend", ["sdpa", "xformers"])
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-3), (torch.float16, 5e-3), (torch.bfloat16, 3e-2)])
@@ -242,6 +400,29 @@ def test_exported_graph_takes_other_lengths(lengths):
     exported = torch.export.export(Layer(), arguments(9), dynamic_shapes=({1: tokens}, {}), strict=False)
     given = arguments(23)
     torch.testing.assert_close(exported.module()(*given), Layer()(*given), rtol=1e-4, atol=1e-5)
+
+
+def test_compiled_without_a_break_and_as_the_eager_call_chooses():
+    leaves = [*inputs(dtype=torch.float32), torch.randn(2, 5, 7, requires_grad=True)]
+
+    def call(q, k, v, bias):
+        return attend(q, k, v, bias=bias, causal=True)
+
+    compiled = torch.compile(call, backend="aot_eager", fullgraph=True)
+    for ours, theirs in zip(
+        *([out, *torch.autograd.grad(out.square().sum(), leaves)] for out in (compiled(*leaves), call(*leaves))),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+    with torch.no_grad(), force("sdpa"):
+        nodes = []
+
+        def look(graph, _):
+            nodes.extend(str(node.target) for node in graph.graph.nodes)
+            return graph.forward
+
+        torch.compile(call, backend=look, fullgraph=True)(*leaves)
+    assert any("scaled_dot_product_attention" in node for node in nodes)
 
 
 def test_compiled_call_follows_the_wish():
