@@ -44,19 +44,19 @@ class ImageModule(GraftModule):
     """
 
     config: ClassificationConfig
+    info: ClassificationInfo
 
     def __init__(self, config: ClassificationConfig, info: ClassificationInfo | Mapping[str, Any]) -> None:
-        self.images = ClassificationInfo.from_plain(info) if isinstance(info, Mapping) else info
-        super().__init__(config, self.images)
+        super().__init__(config, ClassificationInfo.from_plain(info) if isinstance(info, Mapping) else info)
 
     def build_model(self) -> nn.Module:
         """The configured model for the images and classes of these data."""
-        model: nn.Module = self.config.model.build(self.images)
+        model: nn.Module = self.config.model.build(self.info)
         return model
 
     def on_fit_start(self) -> None:
         """Say so where published weights expect another scale of the pixels."""
-        options, info = getattr(self.config.model, "backbone", None), self.images
+        options, info = getattr(self.config.model, "backbone", None), self.info
         begins = getattr(options, "pretrained", False) or getattr(options, "weights", "")
         backbone = getattr(self.model, "backbone", None)
         if not begins or not isinstance(backbone, VisionBackbone) or info.channels != len(backbone.mean):
@@ -75,11 +75,11 @@ class ImageModule(GraftModule):
 
     def pixels(self, image: Tensor) -> Any:
         """A standardised image [C, H, W] as an array [H, W, C] from 0 to 1."""
-        return restored(image.detach().cpu(), self.images).permute(1, 2, 0).numpy()
+        return restored(image.detach().cpu(), self.info).permute(1, 2, 0).numpy()
 
     def example_batch(self, batch_size: int) -> dict[str, Tensor]:
         """Random images of the configured size, for benchmarks and exports."""
-        info, generator = self.images, torch.Generator().manual_seed(0)
+        info, generator = self.info, torch.Generator().manual_seed(0)
         size = (batch_size, info.channels, info.image_size, info.image_size)
         return {
             "image": torch.randn(size, generator=generator),
@@ -105,7 +105,7 @@ class ClassificationModule(ImageModule):
         """
         if self._teacher is None and self.config.distill.store:
             self._teacher = TeacherStore.open(self.config.distill.store)
-            self._teacher.refuse_other(self.config.data, self.images, self.config.seed)
+            self._teacher.refuse_other(self.config.data, self.info, self.config.seed)
         return self._teacher
 
     def on_fit_start(self) -> None:
@@ -120,7 +120,7 @@ class ClassificationModule(ImageModule):
         if mixing.active:
             # torch's generator is seeded from seed, epoch and batch right before the step
             random = np.random.default_rng(int(torch.randint(2**62, ())))
-            images, targets = mix(images, targets, len(self.images.classes), mixing, random)
+            images, targets = mix(images, targets, len(self.info.classes), mixing, random)
         logits = self.model(images)
         loss = cross_entropy(logits, targets, self.config.smoothing)
         return {"loss": loss} if self.teacher is None else self._distilled(self.teacher, logits, loss, batch)
@@ -146,7 +146,7 @@ class ClassificationModule(ImageModule):
 
     def metric_suite(self, split: str) -> ClassificationMetrics:
         """Streaming metrics of a split."""
-        return ClassificationMetrics(self.images)
+        return ClassificationMetrics(self.info)
 
     def sample_scores(self, batch: Batch, prediction: Tensor) -> Tensor:
         """How improbable the right class was held, [B]: 0 is best, 1 is worst."""
@@ -157,11 +157,11 @@ class ClassificationModule(ImageModule):
     def guesses(self, logits: Tensor) -> tuple[list[str], list[float]]:
         """The most probable classes of one image and their probabilities, from logits [classes]."""
         top = logits.float().softmax(0).topk(min(self.config.top, len(logits)))
-        return [self.images.classes[i] for i in top.indices.tolist()], top.values.tolist()
+        return [self.info.classes[i] for i in top.indices.tolist()], top.values.tolist()
 
     def render(self, sample: Batch, prediction: Tensor) -> list[Picture]:
         """One image with its most probable classes."""
-        index, truth = int(sample["index"]), self.images.classes[int(sample["label"])]
+        index, truth = int(sample["index"]), self.info.classes[int(sample["label"])]
         names, probabilities = self.guesses(prediction)
         figure = draw_guesses(self.pixels(sample["image"]), names, probabilities, truth)
         verdict = "right" if names[0] == truth else f"taken for {names[0]}"
@@ -174,7 +174,7 @@ class ClassificationModule(ImageModule):
         matrix = suite.matrix() if isinstance(suite, ClassificationMetrics) and suite.count() else None
         if matrix is None:
             return []
-        figure = draw_confusion(matrix.numpy(), self.images.classes)
+        figure = draw_confusion(matrix.numpy(), self.info.classes)
         return [Picture("confusion", "Which classes (rows) are taken for which (columns).", figure)]
 
     def sample_pictures(self, sample: Batch) -> list[Picture]:
@@ -214,7 +214,7 @@ class ClassificationModule(ImageModule):
             logits = model.head(features)[0]
             (gradient,) = torch.autograd.grad(logits.max(), features)
         weights = gradient.mean(dim=(2, 3), keepdim=True)
-        return (weights * features).sum(1)[0].relu().detach(), self.images.classes[int(logits.argmax())]
+        return (weights * features).sum(1)[0].relu().detach(), self.info.classes[int(logits.argmax())]
 
     # -- weights and export ---------------------------------------------------------------------------------------
 
@@ -225,8 +225,8 @@ class ClassificationModule(ImageModule):
             WeightsError: They do not fit, or belong to a model of other classes, or of the same in another order.
         """
         trained = (meta.info or {}).get("classes")
-        if trained is not None and list(trained) != list(self.images.classes):
-            raise _other_classes(list(trained), list(self.images.classes), str(meta.path))
+        if trained is not None and list(trained) != list(self.info.classes):
+            raise _other_classes(list(trained), list(self.info.classes), str(meta.path))
         super().load_weights(state, meta)
 
     def _load_official(self, state: Mapping[str, Tensor], meta: WeightsMeta) -> None:
@@ -237,14 +237,14 @@ class ClassificationModule(ImageModule):
         outcome = load_tensors(self.model, state, family, where=str(meta.path))
         if left := [name for name in outcome.left if name.startswith("head.")]:
             raise WeightsError(
-                f"has no head for the {len(self.images.classes)} classes of these data ({left[0]} does not fit)",
+                f"has no head for the {len(self.info.classes)} classes of these data ({left[0]} does not fit)",
                 str(meta.path),
                 f"To start from its backbone: fit --model.backbone.weights {meta.path}",
             )
 
     def export_spec(self) -> ExportSpec:
         """Any number of images in one call; their size is fixed."""
-        info = self.images
+        info = self.info
         return ExportSpec(
             module=self.model,
             examples=[{"images": self.example_batch(size)["image"]} for size in (2, 1, 5)],

@@ -70,7 +70,7 @@ class ImagePredictor:
         if not isinstance(module, ClassificationModule):
             raise ConfigError("model.name=positions predicts no classes", mend=FINE_TUNE)
         self.module = module.eval()
-        self.info = module.images
+        self.info = module.info
         self.transform = EvalTransform(self.info)
 
     def __call__(self, images: Any) -> Any:

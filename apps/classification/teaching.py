@@ -76,8 +76,8 @@ def open_teacher(config: ClassificationConfig, weights: str, info: Classificatio
             raise ConfigError("the teacher has not learnt anything", "--weights", mend)
         return ClassificationModule(config, info).eval()
     module: ClassificationModule = load("classification", weights, device="cpu").module
-    if module.images.classes != info.classes:
-        text = f"the teacher knows {len(module.images.classes)} classes, the data has {len(info.classes)} or others"
+    if module.info.classes != info.classes:
+        text = f"the teacher knows {len(module.info.classes)} classes, the data has {len(info.classes)} or others"
         raise ConfigError(text, weights, "Choose a teacher that was trained on these classes, in this order")
     return module
 
@@ -104,7 +104,7 @@ def store_epoch(
     committed = time.monotonic()
     with torch.inference_mode():
         for count, batch in batches(data, epoch, done):
-            pixels = rescaled(batch["image"], data.info, teacher.images)
+            pixels = rescaled(batch["image"], data.info, teacher.info)
             logits = teacher.predict_batch({"image": pixels.to(teacher.device)}).cpu()
             if not logits.isfinite().all():
                 raise UserError(

@@ -23,14 +23,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from backbones.attention.dispatch import exporting
 from backbones.vision.base import Stage, VisionBackbone
 from backbones.vision.layers import ChannelRMSNorm, drop_path_rates, init_linear
 from backbones.vision.vig_blocks import (
+    PATCH,
     RMS_EPS,
     ConvolutionStem,
     GatedLinearMixer2d,
     NormedConvolution,
+    PatchConvolution,
     SwiGLU,
     ViGBlock,
     hidden_width,
@@ -39,9 +40,6 @@ from graftwork.errors import ConfigError
 
 if TYPE_CHECKING:
     from backbones.vision.config import ViGConfig
-
-STRIDE = 16
-"""Pixels per position of the plain model."""
 
 
 def build(
@@ -125,13 +123,13 @@ class ViG(ViGBase):
         super().__init__(
             in_channels=in_channels,
             channels=(width,),
-            strides=(STRIDE,),
+            strides=(PATCH,),
             out_indices=out_indices,
             checkpointing=checkpointing,
         )
         height, breadth = (image_size, image_size) if isinstance(image_size, int) else image_size
-        self.grid = (-(-height // STRIDE), -(-breadth // STRIDE))
-        self.stem = ConvolutionStem(in_channels, width, nn.SiLU(), kernel=9, stride=8)
+        self.grid = (-(-height // PATCH), -(-breadth // PATCH))
+        self.stem = ConvolutionStem(PatchConvolution(in_channels, width // 2), nn.SiLU(), width)
         self.pos_embed: nn.Parameter | None = None
         if positions:
             self.pos_embed = nn.Parameter(torch.zeros(1, self.grid[0] * self.grid[1], width))
@@ -175,10 +173,9 @@ class ViG(ViGBase):
 
     def extract(self, images: Tensor) -> list[Tensor]:
         """The one level there is."""
-        x = self.stem(_covered(images)).contiguous()
+        x = self.stem(images)
         if self.pos_embed is not None:
-            table, size = self.pos_embed.unflatten(1, self.grid), (x.shape[1], x.shape[2])
-            x = x + (table if size == self.grid else _resized(table, *size))
+            x = x + _resized(self.pos_embed.unflatten(1, self.grid), x.shape[1], x.shape[2])
         for block in self.built_stages[0].blocks:
             x = self.run(block, x)
         return [self.to_map(x)]
@@ -252,7 +249,7 @@ class ViGH(ViGBase):
             out_indices=out_indices,
             checkpointing=checkpointing,
         )
-        self.stem = ConvolutionStem(in_channels, channels[0], nn.GELU())
+        self.stem = ConvolutionStem(NormedConvolution(in_channels, channels[0] // 2), nn.GELU(), channels[0])
         downsamples = [nn.Identity(), *(NormedConvolution(narrow, wide) for narrow, wide in pairwise(channels))]
         rates = drop_path_rates(drop_path, list(depths))
         stages = []
@@ -308,8 +305,8 @@ _COMMON = {
 OFFICIAL_PLAIN: Mapping[str, Any] = {
     **_COMMON,
     "img_size": ...,
-    "patch_size": STRIDE,
-    "stride": STRIDE,
+    "patch_size": PATCH,
+    "stride": PATCH,
     "depth": ...,
     "num_heads": ...,
     "embed_dim": ...,
@@ -363,19 +360,8 @@ def _shared(found: Mapping[str, Any]) -> dict[str, Any]:
 
 def _resized(table: Tensor, height: int, width: int) -> Tensor:
     """[1, h, w, C] to [1, height, width, C], bicubic."""
+    open_size = not (isinstance(height, int) and isinstance(width, int))  # a graph must not depend on what fits
+    if not open_size and table.shape[1:3] == (height, width):
+        return table
     table = F.interpolate(table.permute(0, 3, 1, 2), (height, width), mode="bicubic", align_corners=False)
     return table.permute(0, 2, 3, 1)
-
-
-def _covered(images: Tensor) -> Tensor:
-    """Zero-pad images at the bottom and right where the convolutions would leave out a started patch."""
-    low, right = (_missing(side) for side in images.shape[2:])
-    return F.pad(images, (0, right, 0, low)) if exporting() or low or right else images
-
-
-def _missing(side: int) -> int:
-    """Pixels to add to a side: the two convolutions reach a patch once it has seven of its sixteen pixels."""
-    rest = side % STRIDE
-    started = (rest + STRIDE - 1) // STRIDE  # 0 or 1; no branches, as a graph may leave the side open
-    short: int = torch.sym_max(7 - rest, 0)
-    return short * started

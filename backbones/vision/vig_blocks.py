@@ -21,6 +21,8 @@ RANK = 16
 TEMPERATURE = 16.0
 """Divides the log gates: with a logit of zero the state fades to 2 ** (-1 / 16) = 0.958 per token."""
 RMS_EPS = 1e-6
+PATCH = 16
+"""Pixels per position of the plain model."""
 
 
 class GatedLinearMixer2d(nn.Module):
@@ -155,7 +157,7 @@ class ViGBlock(nn.Module):
 
 
 class NormedConvolution(nn.Module):
-    """A convolution with bias and a layer norm after it, [B, H, W, narrow] to [B, H', W', wide].
+    """A convolution with a step of two, bias, and a layer norm after it, [B, H, W, narrow] to [B, H', W', wide].
 
     Args:
         narrow: Channels in.
@@ -171,26 +173,51 @@ class NormedConvolution(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Fewer positions with more channels."""
-        normed: Tensor = self.norm(self.conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
+        normed: Tensor = self.norm(self.convolve(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
         return normed
+
+    def convolve(self, x: Tensor) -> Tensor:
+        """[B, narrow, H, W] to [B, wide, H', W']."""
+        convolved: Tensor = self.conv(x)
+        return convolved
+
+
+class PatchConvolution(NormedConvolution):
+    """The first convolution of the plain model: nine pixels wide, two positions for every patch of sixteen pixels.
+
+    By itself it leaves out the last patch where less than seven pixels of that are there; zeros stand for the others.
+
+    Args:
+        in_channels: Channels of the images.
+        wide: Channels out.
+    """
+
+    def __init__(self, in_channels: int, wide: int) -> None:
+        super().__init__(in_channels, wide, kernel=9, stride=8)
+
+    def convolve(self, x: Tensor) -> Tensor:
+        """[B, in_channels, H, W] to [B, wide, H', W'], for ceil(H / 16) patches after one more step of two."""
+        if all(isinstance(side, int) and (side % PATCH == 0 or side % PATCH >= 7) for side in x.shape[2:]):
+            return super().convolve(x)
+        convolved = super().convolve(F.pad(x, (0, 7, 0, 7)))
+        for axis in (2, 3):  # by index, as a graph that leaves the side open must not depend on how it divides
+            count = x.shape[axis] // PATCH + (x.shape[axis] + PATCH - 1) // PATCH
+            convolved = convolved.index_select(axis, torch.arange(count, device=x.device))
+        return convolved
 
 
 class ConvolutionStem(nn.Module):
     """Two normed convolutions with an activation between them, images [B, in_channels, H, W] to [B, H', W', width].
 
     Args:
-        in_channels: Channels of the images.
-        width: Channels out; half of them in between.
+        first: The first convolution, to half the channels.
         activation: Between the convolutions.
-        kernel: Side of the first kernel.
-        stride: Step of the first kernel.
+        width: Channels out.
     """
 
-    def __init__(
-        self, in_channels: int, width: int, activation: nn.Module, *, kernel: int = 3, stride: int = 2
-    ) -> None:
+    def __init__(self, first: NormedConvolution, activation: nn.Module, width: int) -> None:
         super().__init__()
-        self.first = NormedConvolution(in_channels, width // 2, kernel, stride)
+        self.first = first
         self.activation = activation
         self.second = NormedConvolution(width // 2, width)
 

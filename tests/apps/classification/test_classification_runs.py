@@ -285,7 +285,7 @@ def test_a_student_is_used_without_its_store(store, tmp_path):
     assert run(tmp_path / "run", **{"distill.store": str(moved), "trainer.max_epochs": 1}) == 0
     for path in moved.iterdir():
         path.unlink()
-    assert load("classification", tmp_path / "run").module.images.classes
+    assert load("classification", tmp_path / "run").module.info.classes
 
 
 # -- pictures ---------------------------------------------------------------------------------------------------------
