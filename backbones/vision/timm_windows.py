@@ -13,7 +13,6 @@ Classes are exchanged in place, so copies, pickles and names of parameters stay 
 
 from __future__ import annotations
 
-import math
 from functools import lru_cache
 from typing import Any
 
@@ -89,49 +88,8 @@ class _CallsItsLayer:
         self.__dict__["qkv_bias_separate"] = separate
 
 
-class _SwinAttention(swin_transformer.WindowAttention):
-    """Swin's attention by the fused kernel where that is faster.
-
-    Measured on a CPU, Swin-T takes a quarter less time for it in inference; with gradients of the table of biases the
-    kernel cannot be used there, and what stands in for it is slower than timm's own form.
-    """
-
-    @property
-    def fused_attn(self) -> bool:
-        """Whether to call the kernel of torch."""
-        return self.__dict__["fused_attn"] or _fuses(self.relative_position_bias_table)
-
-    @fused_attn.setter
-    def fused_attn(self, fused: bool) -> None:
-        self.__dict__["fused_attn"] = fused
-
-
 class _SwinV2Attention(_CallsItsLayer, swin_transformer_v2.WindowAttention):
-    """Cosine attention by the fused kernel where that is faster, as :class:`_SwinAttention`."""
-
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Attention in windows, [B * M, N, C] to the same."""
-        if not _fuses(self.logit_scale) or self.attn_drop.p and self.training:
-            found: Tensor = super().forward(x, mask)
-            return found
-        tokens, channels = x.shape[1:]
-        bias = None if self.q_bias is None else torch.cat((self.q_bias, self.k_bias, self.v_bias))
-        qkv = self.qkv(x) + bias if self.qkv_bias_separate and bias is not None else F.linear(x, self.qkv.weight, bias)
-        q, k, v = qkv.view(-1, tokens, 3, self.num_heads, channels // self.num_heads).permute(2, 0, 3, 1, 4)
-        scale = self.logit_scale.clamp(max=math.log(100.0)).exp()
-        added = self._position_bias()  # heads, N, N
-        if mask is not None:
-            added = (added + mask[:, None]).repeat(x.shape[0] // mask.shape[0], 1, 1, 1)  # B * M, heads, N, N
-        q, k = F.normalize(q, dim=-1) * scale, F.normalize(k, dim=-1)
-        x = F.scaled_dot_product_attention(q, k, v, attn_mask=added.to(q.dtype), scale=1.0)
-        x = self.proj_drop(self.proj(x.transpose(1, 2).flatten(2)))
-        return x
-
-    def _position_bias(self) -> Tensor:
-        """What the small network makes of the distances in a window, [heads, N, N]."""
-        index: Any = self.relative_position_index
-        table = self.cpb_mlp(self.relative_coords_table).view(-1, self.num_heads)
-        return 16 * table.T.index_select(1, index.flatten()).view(-1, *index.shape).sigmoid()
+    pass
 
 
 class _BeitAttention(_CallsItsLayer, beit.Attention):
@@ -154,7 +112,6 @@ class _TinyViTAttention(tiny_vit.Attention):
 _MENDED: dict[type, type] = {
     swin_transformer.SwinTransformerBlock: _SwinBlock,
     swin_transformer_v2.SwinTransformerV2Block: _SwinV2Block,
-    swin_transformer.WindowAttention: _SwinAttention,
     swin_transformer_v2.WindowAttention: _SwinV2Attention,
     beit.Attention: _BeitAttention,
     eva.EvaAttention: _EvaAttention,
@@ -170,10 +127,6 @@ def mend_windows(model: nn.Module) -> None:
             module.__class__ = mended
             if isinstance(module, _AnyMap):
                 module.register_buffer("attn_mask", None, persistent=False)  # that of the size it was built for
-
-
-def _fuses(parameter: Tensor) -> bool:
-    return parameter.device.type == "cpu" and not torch.is_grad_enabled() and not exporting()
 
 
 def shift_mask(x: Tensor, padded: Size, window: Size, shift: Size) -> Tensor:
