@@ -61,6 +61,18 @@ def test_every_network_can_be_trained_saved_and_loaded(name):
         assert torch.equal(twin(x), network.eval()(x))
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("name", MODELS.names())
+def test_every_network_runs_in_half_types(name, dtype):
+    torch.manual_seed(0)
+    network, x = built(name, ImageInfo(scale=2)), torch.rand(1, 3, 6, 9)
+    with torch.no_grad():
+        expected = network(x)
+        output = network.to(dtype)(x.to(dtype))
+    assert output.dtype == dtype
+    torch.testing.assert_close(output.float(), expected, rtol=0.05, atol=0.02)
+
+
 def test_importing_the_configurations_needs_no_torch():
     import subprocess
     import sys
