@@ -127,8 +127,8 @@ class ViG(ViGBase):
             out_indices=out_indices,
             checkpointing=checkpointing,
         )
-        height, breadth = (image_size, image_size) if isinstance(image_size, int) else image_size
-        self.grid = (-(-height // PATCH), -(-breadth // PATCH))
+        sides = (image_size, image_size) if isinstance(image_size, int) else image_size
+        self.grid = ((sides[0] + 9) // PATCH, (sides[1] + 9) // PATCH)  # the official convolutions need seven pixels
         self.stem = ConvolutionStem(PatchConvolution(in_channels, width // 2), nn.SiLU(), width)
         self.pos_embed: nn.Parameter | None = None
         if positions:
@@ -360,8 +360,8 @@ def _shared(found: Mapping[str, Any]) -> dict[str, Any]:
 
 def _resized(table: Tensor, height: int, width: int) -> Tensor:
     """[1, h, w, C] to [1, height, width, C], bicubic."""
-    open_size = not (isinstance(height, int) and isinstance(width, int))  # a graph must not depend on what fits
-    if not open_size and table.shape[1:3] == (height, width):
+    fixed = isinstance(height, int) and isinstance(width, int)  # a graph with open sides must not depend on what fits
+    if fixed and table.shape[1:3] == (height, width):
         return table
     table = F.interpolate(table.permute(0, 3, 1, 2), (height, width), mode="bicubic", align_corners=False)
     return table.permute(0, 2, 3, 1)
