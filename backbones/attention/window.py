@@ -314,8 +314,7 @@ def _by_strips(
 ) -> Tensor:
     rows, columns = (_strips(q.shape[axis + 1], sides[axis], shifts[axis]) for axis in (0, 1))
     heights, widths = ([strip.windows * strip.size for strip in strips] for strips in (rows, columns))
-    # split, not slices: the gradient of a slice is a zero map, of each of them
-    pieces = [[line.split(widths, 2) for line in tensor.split(heights, 1)] for tensor in (q, k, v)]
+    pieces = [[_split(line, widths, 2) for line in _split(tensor, heights, 1)] for tensor in (q, k, v)]
     lines = []
     for i, row in enumerate(rows):
         line = []
@@ -326,6 +325,11 @@ def _by_strips(
             line.append(merge(mixed, size, heights[i], widths[j]))
         lines.append(_joined(line, 2))
     return _joined(lines, 1)
+
+
+def _split(x: Tensor, sizes: list[int], dim: int) -> tuple[Tensor, ...]:
+    """The parts; not as slices, the gradient of each of which is a whole map of zeros but for itself."""
+    return (x,) if len(sizes) == 1 else x.split(sizes, dim)
 
 
 def _bias_part(bias: Tensor | None, sides: Pair, first: Pair, size: Pair) -> Tensor | None:
@@ -434,8 +438,8 @@ def _ungrid_windows(windows: Tensor, size: Pair, grids: Pair) -> Tensor:
 def _grid_pieces(x: Tensor, rows: tuple[Residues, ...], columns: tuple[Residues, ...]) -> list[list[Tensor]]:
     """The tokens of grids of each kind, [B, tokens, grids, tokens, grids, h, channels]."""
     x = x.unflatten(2, (columns[0].tokens, -1)).unflatten(1, (rows[0].tokens, -1))
-    lines = x.split([row.grids for row in rows], 2)
-    pieces = [line.split([column.grids for column in columns], 4) for line in lines]
+    lines = _split(x, [row.grids for row in rows], 2)
+    pieces = [_split(line, [column.grids for column in columns], 4) for line in lines]
     return [
         [piece[:, : row.tokens, :, : column.tokens] for piece, column in zip(line, columns, strict=True)]
         for line, row in zip(pieces, rows, strict=True)

@@ -42,12 +42,22 @@ def opened(mask: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
         mask: As from :func:`one_mask`.
 
     Returns:
-        The mask so changed, and the queries whose result must be zeroed, [.., Lq, 1]; None and None for no mask.
+        The mask so changed, and the queries whose result must be zeroed, [.., Lq, 1]. None for the latter where it is
+        known that there are none; None and None for no mask.
     """
     if mask is None:
         return None, None
     empty = blind(mask)
+    if _readable(empty) and not empty.any():  # saves passes over the mask, the result and its gradient
+        return mask, None
     return (mask | empty if mask.dtype == torch.bool else mask.masked_fill(empty, 0.0)), empty
+
+
+def _readable(x: Tensor) -> bool:
+    """The numbers may be looked at, and for nothing: on a CPU, and neither traced nor batched by ``torch.func``."""
+    if x.device.type != "cpu" or torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return False
+    return type(x) is Tensor and torch._C._functorch.maybe_current_level() is None
 
 
 def visibility(
