@@ -92,7 +92,7 @@ class VisionBackbone(nn.Module):
         self.channels = tuple(channels[level] for level in self.out_indices)
         self.strides = tuple(strides[level] for level in self.out_indices)
         self.checkpointing = checkpointing
-        self.output_norms: nn.ModuleList | None = None
+        self.output_norms: nn.ModuleDict | None = None
         self.frozen_stages = 0
 
     @property
@@ -116,7 +116,8 @@ class VisionBackbone(nn.Module):
         if stages is not None:
             del stages[self.last + 1 :]
         if output_norms:
-            self.output_norms = nn.ModuleList(ChannelNorm(width, eps=self.norm_eps) for width in self.channels)
+            widths = zip(self.out_indices, self.channels, strict=True)  # named by level, as official weights have it
+            self.output_norms = nn.ModuleDict({str(i): ChannelNorm(width, eps=self.norm_eps) for i, width in widths})
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Feature maps of images.
@@ -134,7 +135,7 @@ class VisionBackbone(nn.Module):
         maps = self.returned(images)
         if self.output_norms is None:
             return maps
-        return [norm(level) for norm, level in zip(self.output_norms, maps, strict=True)]
+        return [self.output_norms[str(i)](level) for i, level in zip(self.out_indices, maps, strict=True)]
 
     def check_images(self, images: Tensor) -> None:
         """Refuse what :meth:`forward` cannot take."""
@@ -261,7 +262,7 @@ class VisionBackbone(nn.Module):
         super().train(mode)
         if mode and self.frozen_stages:
             for name, module in self.named_modules():
-                if name and self.is_frozen(name) and not isinstance(module, nn.ModuleList):
+                if name and self.is_frozen(name) and not isinstance(module, nn.ModuleList | nn.ModuleDict):
                     module.training = False
         return self
 

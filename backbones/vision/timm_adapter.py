@@ -136,7 +136,9 @@ class TimmBackbone(VisionBackbone):
         if not self._reads_features:
             return super().features(images)
         self.check_images(images)
-        return self.trunk.forward_features(self.sizes.pad(images))
+        if images.shape[2:] != self.blueprint.native:  # its own size it takes as it is, whatever its maps need
+            images = replace(self.sizes, surplus=0).pad(images)
+        return self.trunk.forward_features(images)
 
     def head(self, classes: int) -> nn.Module:
         """The classification head of timm, for what :meth:`features` gives.

@@ -222,7 +222,7 @@ def test_output_norms_do_not_feed_the_next_stage():
     plain, normed = small(), small(output_norms=True)
     normed.load_state_dict(plain.state_dict(), strict=False)
     found, raw = normed(images(dtype=torch.float32)), plain(images(dtype=torch.float32))
-    for level, norm, before in zip(found, normed.output_norms, raw, strict=True):
+    for level, norm, before in zip(found, normed.output_norms.values(), raw, strict=True):
         expected = F.layer_norm(before.permute(0, 2, 3, 1), before.shape[1:2], norm.weight, norm.bias, 1e-6)
         torch.testing.assert_close(level, expected.permute(0, 3, 1, 2))
 

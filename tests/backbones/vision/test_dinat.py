@@ -324,7 +324,7 @@ def test_official_dense_weights_fill_output_norms():
     outcome = load_tensors(network, {**wrapped, "decode_head.conv_seg.weight": torch.zeros(3)}, "dinat")
     assert not outcome.left
     for level in range(3):
-        assert torch.equal(network.output_norms[level].weight, state[f"norm{level}.weight"])
+        assert torch.equal(network.output_norms[str(level)].weight, state[f"norm{level}.weight"])
 
 
 def test_tables_of_another_kernel_are_interpolated():

@@ -191,7 +191,7 @@ def test_norms_on_outputs_do_not_change_what_flows_on(build):
     given, bare = images(64, 64), build().eval()
     normed = build(output_norms=True).eval()
     normed.load_state_dict(bare.state_dict(), strict=False)
-    for with_norm, level, norm in zip(normed(given), bare(given), normed.output_norms, strict=True):
+    for with_norm, level, norm in zip(normed(given), bare(given), normed.output_norms.values(), strict=True):
         torch.testing.assert_close(with_norm, norm(level))
         assert norm.eps == 1e-5
 

@@ -76,6 +76,18 @@ def test_later_stages_and_heads_are_left_out(trained):
     assert outcome.left == ["backbone.output_norms.0.weight", "backbone.output_norms.0.bias"]
 
 
+def test_output_norms_belong_to_their_level_whichever_are_returned():
+    torch.manual_seed(3)
+    dense = create_backbone(NAME, output_norms=True).eval()
+    for norm in dense.output_norms.values():
+        torch.nn.init.normal_(norm.weight)
+    chosen = create_backbone(NAME, output_norms=True, out_indices=(2, 1)).eval()
+    assert not load_tensors(chosen, dense.state_dict()).left
+    images = torch.randn(1, 3, 64, 64)
+    for ours, theirs in zip(chosen(images), dense(images)[:0:-1], strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
 def test_other_image_channels_keep_the_response_to_grey(trained):
     grey = torch.rand(1, 1, 40, 40)
     expected = trained.eval()(grey.expand(1, 3, 40, 40))

@@ -98,5 +98,5 @@ def _outputs(case: Case, backbone: VisionBackbone, router: str) -> dict[str, Ten
         for level, features in enumerate(levels):
             outputs[f"stage{level}"] = features
             if backbone.output_norms is not None:
-                outputs[f"dense{level}"] = backbone.output_norms[level](features)
+                outputs[f"dense{level}"] = backbone.output_norms[str(level)](features)
     return outputs

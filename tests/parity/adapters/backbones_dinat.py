@@ -134,7 +134,7 @@ def _outputs(case: Case, family: str, build: Callable[..., NeighborhoodPyramid],
         outputs |= {f"level{level}": features for level, features in enumerate(levels)}
         for level in normed:
             assert backbone.output_norms is not None
-            features = backbone.output_norms[level](levels[level])
+            features = backbone.output_norms[str(level)](levels[level])
             outputs |= {f"{name}{level}": features for name in ("norm", "dense", "out")}
         if classifies:
             outputs["logits"] = classifier.head(levels[-1])

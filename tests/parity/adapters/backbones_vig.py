@@ -84,7 +84,7 @@ def vig_h(case: Case) -> dict[str, Tensor]:
         for level in range(len(levels)):
             outputs[f"stage{level}"] = levels[level]
             if backbone.output_norms is not None:
-                outputs[f"dense{level}"] = backbone.output_norms[level](levels[level])
+                outputs[f"dense{level}"] = backbone.output_norms[str(level)](levels[level])
     return {**outputs, **_gradients(case, classifier)}
 
 
