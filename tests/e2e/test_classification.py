@@ -341,6 +341,7 @@ def test_pretraining_beats_chance_and_starts_a_classifier(tmp_path):
     process("fit", "--config", "configs/classification/positions.yaml", "--run.dir", tmp_path / "pre", timeout=900)
     rows = {row["metric"]: row for row in json.loads((tmp_path / "pre/results.json").read_text())}
     assert rows["position_accuracy"]["value"] > 2 * rows["position_accuracy"]["baseline"]
-    words = ["--trainer.max_epochs", "1", "--model.backbone.weights", tmp_path / "pre/checkpoints/best.ckpt"]
+    words = ["--trainer.max_epochs", "1", "--data.image_size", "64", "--model.backbone", "vig_tiny"]
+    words += ["--model.backbone.weights", str(tmp_path / "pre/checkpoints/best.ckpt")]
     process("fit", "--config", "configs/classification/demo.yaml", "--run.dir", tmp_path / "tuned", *words, timeout=900)
     assert values(tmp_path / "tuned")["top1"] > 10
