@@ -24,6 +24,7 @@ from apps.core.run.module import GraftModule
 from backbones.vision.base import VisionBackbone
 from backbones.vision.classifier import Classifier
 from backbones.vision.weights import load_tensors
+from datamodules.classification.datamodule import ClassificationData
 from datamodules.classification.info import ClassificationInfo
 from datamodules.classification.transforms import restored
 from graftwork.errors import WeightsError
@@ -109,10 +110,12 @@ class ClassificationModule(ImageModule):
         return self._teacher
 
     def on_fit_start(self) -> None:
-        """Check that the teacher saw these very files."""
+        """Check that the teacher saw these very files, and let its stored epochs of images come again and again."""
         super().on_fit_start()
         if self.teacher is not None:
-            self.teacher.refuse_other_files(self.trainer.datamodule.layout.splits["train"])  # type: ignore[attr-defined]
+            data: ClassificationData = self.trainer.datamodule  # type: ignore[attr-defined]
+            self.teacher.refuse_other_files(data.layout.splits["train"])
+            data.repeat_epochs(self.teacher.epochs)
 
     def training_loss(self, batch: Batch) -> dict[str, Tensor]:
         """The loss of one batch, and its parts."""

@@ -211,7 +211,7 @@ class TeacherStore:
     # -- reading and writing --------------------------------------------------------------------------------------
 
     def targets(self, epoch: int, indices: Tensor) -> SparseTargets:
-        """The teacher's outputs for a batch; stored epochs come again and again.
+        """The teacher's outputs for a batch; stored epochs come again and again, and so must the images of the loader.
 
         Args:
             epoch: Epoch of the training.

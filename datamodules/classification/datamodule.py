@@ -71,6 +71,7 @@ class ClassificationData(TaskDataModule):
         )
         self.config = config
         self._layout: Layout | None = None
+        self._cycle = 0
 
     @property
     def layout(self) -> Layout:
@@ -101,10 +102,25 @@ class ClassificationData(TaskDataModule):
         for split in layout.cut:
             logger.info("%s: %d images of the training images", split, len(layout.splits[split]))
         evaluation, training = EvalTransform(info), TrainTransform(info, self.config.augment, self.seed)
+        training.cycle = self._cycle
         return {
             split: ImageFiles(files, info.channels, training if split == "train" else evaluation)
             for split, files in layout.splits.items()
         }
+
+    def repeat_epochs(self, count: int) -> None:
+        """Let the training images of the first epochs come again and again; their order stays that of each epoch.
+
+        Loaders that exist already are not changed.
+
+        Args:
+            count: Epochs until the first one's images come again; 0 makes new ones in every epoch.
+        """
+        self._cycle = count
+        if self._splits:
+            files = self.split("train").dataset
+            if isinstance(files, ImageFiles) and isinstance(files.transform, TrainTransform):
+                files.transform.cycle = count
 
     @property
     def sample_spec(self) -> dict[str, str]:

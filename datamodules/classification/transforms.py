@@ -55,10 +55,13 @@ class TrainTransform:
         info: Size, scale and interpolation.
         augment: What to do.
         seed: Seed of the run.
+
+    Attributes:
+        cycle: Epochs after which the same images come again; 0 for never.
     """
 
     def __init__(self, info: ClassificationInfo, augment: AugmentConfig, seed: int) -> None:
-        self.seed = seed
+        self.seed, self.cycle = seed, 0
         self.change = v2.Compose([*_crop(info, augment), *_flips(augment), *_policy(info, augment)])
         self.scale = Scaling(info)
         # the noise is that of standardised pixels, so it comes after the scaling
@@ -72,7 +75,8 @@ class TrainTransform:
             epoch: Epoch, from 0.
             index: Index of the image in its split.
         """
-        with seeded(int(sample_rng(self.seed, epoch, index).integers(2**63))):
+        drawn_for = epoch % self.cycle if self.cycle else epoch
+        with seeded(int(sample_rng(self.seed, drawn_for, index).integers(2**63))):
             changed: Tensor = self.scale(self.change(image))
             return changed if self.erase is None else self.erase(changed)
 

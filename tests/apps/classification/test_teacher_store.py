@@ -222,10 +222,11 @@ def test_the_student_sees_the_images_that_the_teacher_saw(teacher_run, tmp_path)
     store = TeacherStore.open(tmp_path / "store")
     student_data = config.data.build(seed=config.seed)
     student_data.setup()
+    student_data.repeat_epochs(2)
     teacher = teaching.open_teacher(config, str(teacher_run), student_data.info)
-    for epoch in (0, 1, 2):
+    for epoch in (0, 1, 2, 5):
         loader = student_data.train_dataloader()
-        loader.batch_sampler.set_epoch(epoch % 2)
+        loader.batch_sampler.set_epoch(epoch)
         batch = next(iter(loader))
         with torch.no_grad():
             wanted = teacher.predict_batch(batch).log_softmax(1).topk(3)

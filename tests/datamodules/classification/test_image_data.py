@@ -145,6 +145,22 @@ def test_two_workers_load_what_none_load():
     assert not same(batches(plain, epoch=2), first) and not same(batches(plain, seed=4, epoch=1), first)
 
 
+def test_repeated_epochs_bring_the_same_images_in_the_order_of_each(tree):
+    data = FolderConfig(root=str(tree("a", "b", count=6)), image_size=24, augment=EVERYTHING).build(seed=0)
+    data.setup()
+    new = [data.split("train")[(epoch, 3)]["image"] for epoch in range(5)]
+    data.repeat_epochs(2)
+    again = [data.split("train")[(epoch, 3)]["image"] for epoch in range(5)]
+    assert all(torch.equal(again[epoch], new[epoch % 2]) for epoch in range(5))
+    assert not torch.equal(new[2], new[0]) and not torch.equal(new[1], new[0])
+    orders = []
+    for epoch in (0, 2):
+        loader = data.train_dataloader()
+        loader.batch_sampler.set_epoch(epoch)
+        orders.append(next(iter(loader))["index"].tolist())
+    assert orders[0] != orders[1]
+
+
 def test_batches_follow_the_sample_spec(tree):
     data = FolderConfig(root=str(tree("a", "b", count=6)), image_size=24, channels=1, batch_size=4).build(seed=0)
     data.setup()
