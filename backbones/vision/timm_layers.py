@@ -8,11 +8,10 @@ from typing import Any
 from timm.models._manipulate import group_parameters
 from torch import nn
 
-_BY_POSITION = {
-    "stem": r"^(?:stem|patch_embed|conv_stem)",
-    "blocks": [(r"^stages\.(\d+)\.blocks\.(\d+)", None), (r"^\w+\.(\d+)", None), (r"^norm", (99999,))],
-}
-"""For models without a grouping of their own: numbered modules are layers."""
+_STEM, _LAST = r"^(?:stem|patch_embed|conv_stem)", (r"^norm", (99999,))
+_BLOCKS = {"stem": _STEM, "blocks": [(r"^stages\.(\d+)\.blocks\.(\d+)", None), (r"^\w+\.(\d+)", None), _LAST]}
+_STAGES = {"stem": _STEM, "blocks": [(r"^\w+\.(\d+)", None), _LAST]}
+"""For models without a grouping of their own: numbered modules are layers, the outermost of them stages."""
 
 
 class Depths:
@@ -39,8 +38,11 @@ class Depths:
         return _shared(self._stages, name, -1)
 
 
-def _grouped(model: nn.Module, coarse: bool) -> dict[str, int]:
-    matcher: Any = model.group_matcher(coarse=coarse) if hasattr(model, "group_matcher") else _BY_POSITION  # type: ignore
+def _grouped(model: Any, coarse: bool) -> dict[str, int]:
+    try:
+        matcher = model.group_matcher(coarse=coarse)
+    except (AttributeError, AssertionError):  # no grouping, or none of this kind
+        matcher = _STAGES if coarse else _BLOCKS
     found: dict[str, int] = group_parameters(model, matcher, reverse=True)
     return found
 

@@ -186,6 +186,16 @@ def test_depth_counts_blocks():
     assert backbone.stage_of("trunk.layers.0.blocks.1.drop_path1") == 1
 
 
+@pytest.mark.parametrize("name", ["timm:poolformer_s12", "timm:rdnet_tiny"])
+def test_depth_of_models_that_timm_does_not_group(name):
+    with torch.device("meta"):
+        backbone = create_backbone(name)
+    names = [name for name, _ in backbone.named_parameters()]
+    layers, stages = [{number(name) for name in names} for number in (backbone.layer_of, backbone.stage_of)]
+    assert layers == set(range(backbone.depth - 1)) and stages == set(range(len(stages)))
+    assert backbone.layer_of(names[0]) == backbone.stage_of(names[0]) == 0
+
+
 def test_frozen_stages_keep_their_statistics():
     backbone = create_backbone("shvit_s1", freeze=2).train()
     before = {name: value.clone() for name, value in backbone.state_dict().items()}
