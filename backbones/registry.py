@@ -12,6 +12,7 @@ OPERATORS = {
     "attend": "backbones.attention.attend:attend",
     "attend_packed": "backbones.attention.packed:attend_packed",
     "auto_correlation": "backbones.attention.autocorrelation:auto_correlation",
+    "channel_attention": "backbones.attention.channel:channel_attention",
     "deformable_attention": "backbones.attention.deformable:deformable_attention",
     "flow_attention": "backbones.attention.flow:flow_attention",
     "gated_linear_attention": "backbones.attention.gated_linear:gated_linear_attention",
