@@ -3,8 +3,8 @@
 A query is one channel's whole map, so the weights are a matrix of channels by channels, whose size knows nothing of
 the image, and the cost is linear in the pixels. The ``math`` form normalises the maps, multiplies them, and multiplies
 the values. The fast form never makes normalised maps: the logits are divided by the norms, which are two numbers per
-channel. Who projects the result afterwards folds both matrices into one, see :func:`folded_projection`: the values are
-then read once and written once.
+channel. Where a projection follows, both matrices are one, see :func:`projected_channel_attention`: the values are read
+once and written once.
 
 Source: Zamir et al. 2022, "Restormer: Efficient Transformer for High-Resolution Image Restoration", section 3.1.
 
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -74,6 +75,45 @@ def channel_attention(
     if resolve_form("channel_attention", backend) == "math":
         return (weights @ v.unflatten(1, (heads, -1)).flatten(3)).reshape(v.shape)
     return project_channels(v, _block_diagonal(weights))
+
+
+def projected_channel_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    temperature: Tensor,
+    projection: Tensor,
+    *,
+    heads: int,
+    activation: str = "softmax",
+    backend: str = "auto",
+) -> Tensor:
+    """:func:`channel_attention` and a 1x1 convolution without bias after it, in one product.
+
+    Args:
+        q: Queries, [B, C, H, W].
+        k: Keys, [B, C, H, W].
+        v: Values, [B, C, H, W].
+        temperature: One factor for each head.
+        projection: Weight of the projection, [O, C] or [O, C, 1, 1].
+        heads: h.
+        activation: A name of :data:`ACTIVATIONS`.
+        backend: ``math`` for one step after the other.
+
+    Returns:
+        [B, O, H, W].
+
+    Raises:
+        ShapeError: Tensors that do not fit each other or the heads; the message names both.
+        ConfigError: Unknown activation or backend, or fewer than one head.
+    """
+    options: dict[str, Any] = {"heads": heads, "activation": activation, "backend": backend}
+    if resolve_form("channel_attention", backend) == "math":
+        mixed = channel_attention(q, k, v, temperature, **options)
+        return F.conv2d(mixed, projection.reshape(*projection.shape[:2], 1, 1))
+    q, k, v = autocast_types(q, k, v)
+    weights = channel_weights(q, k, temperature, **options)
+    return project_channels(v, folded_projection(weights, projection))
 
 
 def channel_weights(
