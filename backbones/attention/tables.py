@@ -7,7 +7,8 @@ from functools import lru_cache, wraps
 from typing import TypeVar
 
 import torch
-from torch import Tensor
+
+from backbones.attention.dispatch import eager
 
 T = TypeVar("T")
 
@@ -28,7 +29,7 @@ def table(maxsize: int = 256) -> Callable[[Callable[..., T]], Callable[..., T]]:
 
         @wraps(build)
         def look_up(*args: Hashable) -> T:
-            if _traced():
+            if not eager():
                 return build(*args)
             with torch.inference_mode(False):
                 return kept(*args)
@@ -36,10 +37,3 @@ def table(maxsize: int = 256) -> Callable[[Callable[..., T]], Callable[..., T]]:
         return look_up
 
     return decorate
-
-
-def _traced() -> bool:
-    """Tensors that are made now belong to a tracer."""
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():
-        return True
-    return type(torch.empty(0, device="meta")) is not Tensor

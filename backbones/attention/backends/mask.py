@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from backbones.attention.dispatch import eager
+
 HIDDEN = float("-inf")
 
 
@@ -54,10 +56,8 @@ def opened(mask: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
 
 
 def _readable(x: Tensor) -> bool:
-    """The numbers may be looked at, and for nothing: on a CPU, and neither traced nor batched by ``torch.func``."""
-    if x.device.type != "cpu" or torch.compiler.is_compiling() or torch.jit.is_tracing():
-        return False
-    return type(x) is Tensor and torch._C._functorch.maybe_current_level() is None
+    """The numbers may be looked at, and for nothing: a real tensor on a CPU, that nobody traces or batches."""
+    return x.device.type == "cpu" and type(x) is Tensor and eager()
 
 
 def visibility(

@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 
 from backbones.attention.attend import attend
 from backbones.attention.backends import xformers
-from backbones.attention.dispatch import Request, choose, force
+from backbones.attention.dispatch import Request, choose, force, probe
 from graftwork.errors import ConfigError, ShapeError
 
 OTHERS = ["sdpa"]
+SIZES = {"batch": 2, "queries": 49, "keys": 49, "heads": 2, "width": 16, "value_width": 16}
 
 
 def inputs(batch=2, queries=5, keys=7, heads=2, width=4, value_width=None, dtype=torch.float64, seed=0):
@@ -259,13 +260,11 @@ def test_learned_bias_without_gradients_gives_the_same(backend):
 
 def test_cpu_takes_the_formula_where_no_fused_kernel_pays():
     def chosen(**changes) -> str:
-        sizes = {"batch": 2, "queries": 49, "keys": 49, "heads": 2, "width": 16, "value_width": 16}
-        request = {"device": torch.device("cpu"), "dtype": torch.float32, **sizes, **changes}
+        request = {"device": torch.device("cpu"), "dtype": torch.float32, **SIZES, **changes}
         return choose("attend", Request(**request))
 
     assert chosen() == chosen(needs_grad=True) == chosen(bias="float", needs_grad=True) == "sdpa"
     assert chosen(bias="float", bias_grad=True) == chosen(dropout=0.1) == "math"
-    assert chosen(bias="float", bias_grad=True, keys=4096) == "sdpa"
     assert chosen(dtype=torch.bfloat16) == chosen(dtype=torch.bfloat16, needs_grad=True, keys=4096) == "sdpa"
     assert chosen(dtype=torch.bfloat16, needs_grad=True) == "math"
 
@@ -354,8 +353,7 @@ def test_kernels_of_xformers_say_themselves_what_they_lack():
     ops, reason = xformers._import()
     if reason:
         pytest.skip(reason)
-    sizes = {"batch": 1, "queries": 8, "keys": 8, "heads": 2, "width": 16, "value_width": 16}
-    request = Request(device=torch.device("cpu"), dtype=torch.float32, needs_grad=True, **sizes)
+    request = Request(device=torch.device("cpu"), dtype=torch.float32, needs_grad=True, **SIZES)
     refusal = xformers._refusal(ops, request, False)
     assert refusal.startswith("no kernel serves it") and "cutlass" in refusal and "device=cpu" in refusal
 
@@ -400,6 +398,23 @@ def test_exported_graph_takes_other_lengths(lengths):
     exported = torch.export.export(Layer(), arguments(9), dynamic_shapes=({1: tokens}, {}), strict=False)
     given = arguments(23)
     torch.testing.assert_close(exported.module()(*given), Layer()(*given), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("backend", ["auto", "math"])
+def test_transforms_and_fake_tensors_leave_the_probes_alone(backend):
+    probe.cache_clear()
+    tokens, bias = torch.randn(3, 2, 5, 2, 4), torch.randn(3, 2, 5, 5)
+
+    def call(tokens, bias):
+        return attend(tokens, tokens, tokens, bias=bias, backend=backend)
+
+    mode = torch._subclasses.fake_tensor.FakeTensorMode(allow_non_fake_inputs=True)
+    with mode:
+        assert call(tokens[0], bias[0]).shape == (2, 5, 2, 4)
+    assert call(mode.from_tensor(tokens[0]), mode.from_tensor(bias[0])).shape == (2, 5, 2, 4)  # outside of it, too
+    together = torch.func.vmap(call)(tokens, bias)
+    torch.testing.assert_close(together, torch.stack([call(*each) for each in zip(tokens, bias, strict=True)]))
+    assert choose("attend", Request(**{**SIZES, "device": torch.device("cpu"), "dtype": torch.float32})) == "sdpa"
 
 
 def test_compiled_without_a_break_and_as_the_eager_call_chooses():
