@@ -14,6 +14,7 @@ OPERATORS = {
     "auto_correlation": "backbones.attention.autocorrelation:auto_correlation",
     "channel_attention": "backbones.attention.channel:channel_attention",
     "deformable_attention": "backbones.attention.deformable:deformable_attention",
+    "dynamic_convolution": "backbones.attention.dynamic:dynamic_convolution",
     "flow_attention": "backbones.attention.flow:flow_attention",
     "gated_linear_attention": "backbones.attention.gated_linear:gated_linear_attention",
     "neighborhood_attention": "backbones.attention.neighborhood:neighborhood_attention",
