@@ -1,6 +1,6 @@
 """Key maps of the restoration networks: official names to ours, by the name of our model.
 
-Origins: Aitical/CFSR (no licence file), XPixelGroup/HAT (Apache-2.0).
+Origins: Aitical/CFSR (no licence file), XPixelGroup/HAT and AVC2-UESTC/CRAFT-SR (Apache-2.0).
 """
 
 from __future__ import annotations
@@ -91,5 +91,47 @@ HAT = KeyMap(
     drops=(r"\brelative_position_index(_SA|_OCA)?$", r"\battn_mask$"),
 )
 
-KEYMAPS: Mapping[str, KeyMap] = {"cfsr": CFSR, "hat_s": HAT, "hat": HAT, "hat_l": HAT}
+POSITIONS = (
+    (r"\bpos_proj\.", "embed."),
+    (r"\bpos1\.", "layers.0."),
+    (r"\bpos2\.", "layers.1."),
+    (r"\bpos3\.", "layers.2."),
+)
+"""The network that makes a bias of offsets, of CrossFormer and CRAFT."""
+RESTORMER = (
+    (r"\.attn\.(q|kv|qkv)_dwconv\.", r".attention.\1_depthwise."),
+    (r"\.attn\.project_out\.", ".attention.out."),
+    (r"\.attn\.", ".attention."),
+    (r"\.ffn\.project_in\.", ".mlp.expand."),
+    (r"\.ffn\.dwconv\.", ".mlp.depthwise."),
+    (r"\.ffn\.project_out\.", ".mlp.contract."),
+)
+"""Channel attention and gated feed-forward network, of code that grew out of Restormer's."""
+
+CRAFT = KeyMap(
+    renames=(
+        *FRAME,
+        (r"^norm\.body\.", "norm."),
+        (r"^layers\.(\d+)\.residual_group\.srwa_blocks\.", r"groups.\1.rectangles."),
+        (r"^layers\.(\d+)\.residual_group\.hfer_blocks\.", r"groups.\1.frequencies."),
+        (r"^layers\.(\d+)\.residual_group\.hf_blocks\.", r"groups.\1.fusions."),
+        (r"^layers\.(\d+)\.conv\.", r"groups.\1.convolution."),
+        (r"\.norm1(\.body)?\.", ".attention_norm."),
+        (r"\.norm2(\.body)?\.", ".mlp_norm."),
+        (r"(\.rectangles\.\d+)\.qkv\.", r"\1.attention.qkv."),
+        (r"(\.rectangles\.\d+)\.proj\.", r"\1.attention.out."),
+        (r"(\.rectangles\.\d+)\.get_v\.", r"\1.attention.local."),
+        (r"(\.rectangles\.\d+)\.attns\.(\d)\.pos\.", r"\1.attention.positions.\2."),
+        *POSITIONS,
+        (r"\.mlp\.fc1\.", ".mlp.expand."),
+        (r"\.mlp\.fc2\.", ".mlp.contract."),
+        (r"(\.frequencies\.\d+)\.conv\.", r"\1.convolution."),
+        (r"(\.frequencies\.\d+)\.fc\.", r"\1.peaks."),
+        (r"(\.frequencies\.\d+)\.last_fc\.", r"\1.out."),
+        *RESTORMER,
+    ),
+    drops=(r"^relative_position_index_[hv]$", r"^biases_[hv]$"),
+)
+
+KEYMAPS: Mapping[str, KeyMap] = {"cfsr": CFSR, "hat_s": HAT, "hat": HAT, "hat_l": HAT, "craft": CRAFT}
 """The map for each of our models."""
