@@ -12,12 +12,22 @@ from graftwork.errors import all_problems
 
 if TYPE_CHECKING:
     from apps.superres.models.cfsr import CFSR
+    from apps.superres.models.craft import CRAFT
     from apps.superres.models.hat import HAT
 
-__all__ = ["MODELS", "CFSRConfig", "HATConfig", "HATLargeConfig", "HATSmallConfig", "ImageInfo", "resolved_upsampler"]
+__all__ = [
+    "MODELS",
+    "CFSRConfig",
+    "CRAFTConfig",
+    "HATConfig",
+    "HATLargeConfig",
+    "HATSmallConfig",
+    "ImageInfo",
+    "resolved_upsampler",
+]
 
 Upsampler = Literal["auto", "classical", "light", "residual"]
-_COUNTS = ("width", "kernel", "window", "compress", "squeeze")
+_COUNTS = ("width", "kernel", "compress", "squeeze")
 
 
 def resolved_upsampler(upsampler: str, own: str, info: ImageInfo) -> str:
@@ -61,12 +71,27 @@ def _common_problems(config: Any) -> Iterator[str]:
             yield f"{name}={value} must be at least 1"
     if not config.depths or min(config.depths) < 1:
         yield f"depths={tuple(config.depths)} must be one or more numbers of at least 1"
-    if not 0 <= config.drop_path < 1:
+    if not 0 <= getattr(config, "drop_path", 0) < 1:
         yield f"drop_path={config.drop_path} must be at least 0 and below 1"
     if config.mlp_ratio * config.width < 1:
         yield f"mlp_ratio={config.mlp_ratio} leaves no features of width={config.width}"
     if config.image_range <= 0:
         yield f"image_range={config.image_range} must be positive"
+
+
+def _group_heads(config: Any) -> tuple[int, ...]:
+    """Heads of each group, where one number may stand for all."""
+    heads = tuple(config.heads)
+    return heads * len(config.depths) if len(heads) == 1 else heads
+
+
+def _head_problems(config: Any) -> Iterator[str]:
+    """Heads that fit neither the groups nor the features."""
+    if len(config.group_heads) != len(config.depths):
+        yield f"heads={tuple(config.heads)} must be one number, or one for each of depths={tuple(config.depths)}"
+    for heads in sorted(set(config.heads)):
+        if heads < 1 or config.width % heads:
+            yield f"width={config.width} must be a multiple of heads={heads}; try heads={_divisor(config.width, heads)}"
 
 
 def _info_problems(upsampler: str, own: str, info: ImageInfo) -> Iterator[str]:
@@ -170,7 +195,7 @@ class HATConfig:
     @property
     def group_heads(self) -> tuple[int, ...]:
         """Heads of each group."""
-        return tuple(self.heads) * len(self.depths) if len(self.heads) == 1 else tuple(self.heads)
+        return _group_heads(self)
 
     @property
     def attention_window(self) -> int:
@@ -185,11 +210,9 @@ class HATConfig:
     def problems(self) -> Iterator[str]:
         """Yield what is wrong with the values, a sentence each."""
         yield from _common_problems(self)
-        if len(self.group_heads) != len(self.depths):
-            yield f"heads={tuple(self.heads)} must be one number, or one for each of depths={tuple(self.depths)}"
-        for heads in sorted(set(self.heads)):
-            if heads < 1 or self.width % heads:
-                yield f"width={self.width} must be a multiple of heads={heads}; try heads={_divisor(self.width, heads)}"
+        yield from _head_problems(self)
+        if self.window < 1:
+            yield f"window={self.window} must be at least 1"
         for name in ("compress", "squeeze"):
             if getattr(self, name) > self.width:
                 yield f"{name}={getattr(self, name)} leaves no features of width={self.width}"
@@ -233,6 +256,71 @@ class HATLargeConfig(HATConfig):
     """Heads of each group; one number stands for all groups."""
 
 
+@dataclass(kw_only=True)
+class CRAFTConfig:
+    """CRAFT (ICCV 2023): attention in rectangles refined by high frequencies; light, twice as large as CFSR."""
+
+    width: int = 48
+    """Features, even and at least 32."""
+    depths: tuple[int, ...] = (2, 2, 2, 2)
+    """Steps of each group, of two attention blocks each."""
+    heads: tuple[int, ...] = (6, 6, 6, 6)
+    """Heads of each group, even; one number stands for all groups."""
+    window: tuple[int, int] = (4, 16)
+    """Height and width of the rectangles for one half of the heads, in pixels; upright for the other half."""
+    mlp_ratio: float = 2.0
+    """Features inside the feed-forward networks, in multiples of width."""
+    gate_ratio: float = 2.66
+    """Features inside the gated feed-forward networks, in multiples of width."""
+    qkv_bias: bool = True
+    """Projections to queries, keys and values have a bias."""
+    qk_scale: float | None = None
+    """Factor on the logits within rectangles; (width / heads) ** -0.5 if omitted."""
+    group_convolution: bool = True
+    """A 3x3 convolution ends every group and the body."""
+    upsampler: Upsampler = "auto"
+    """The last layers; auto is light, and residual for scale 1."""
+    image_range: float = 1.0
+    """Images in [0, 1] are multiplied by this after their mean is taken off."""
+    checkpointing: bool = False
+    """Compute steps again in the backward pass instead of keeping their activations."""
+
+    @property
+    def group_heads(self) -> tuple[int, ...]:
+        """Heads of each group."""
+        return _group_heads(self)
+
+    @property
+    def position_width(self) -> int:
+        """Features of the networks that make a bias of positions."""
+        return self.width // 2 // 4 // 4
+
+    def problems(self) -> Iterator[str]:
+        """Yield what is wrong with the values, a sentence each."""
+        yield from _common_problems(self)
+        yield from _head_problems(self)
+        if self.width < 32 or self.width % 2:
+            yield f"width={self.width} must be even and at least 32"
+        for heads in sorted(set(self.heads)):
+            if heads % 2:
+                yield f"heads={heads} must be even: each half sees rectangles of its own; try heads={heads + 1}"
+        if len(self.window) != 2 or min(self.window) < 1:
+            yield f"window={tuple(self.window)} must be height and width, each at least 1"
+        if self.gate_ratio * self.width < 1:
+            yield f"gate_ratio={self.gate_ratio} leaves no features of width={self.width}"
+
+    def info_problems(self, info: ImageInfo) -> Iterator[str]:
+        """Scales and channels that the network cannot have, a sentence each."""
+        yield from _info_problems(self.upsampler, "light", info)
+
+    def build(self, info: ImageInfo) -> CRAFT:
+        """The network for images of this scale and these channels."""
+        refuse(iter([*self.problems(), *self.info_problems(info)]))
+        from apps.superres.models.craft import CRAFT
+
+        return CRAFT(self, info)
+
+
 MODELS = Registry(
     "model",
     {
@@ -240,5 +328,6 @@ MODELS = Registry(
         "hat_s": HATSmallConfig,
         "hat": HATConfig,
         "hat_l": HATLargeConfig,
+        "craft": CRAFTConfig,
     },
 )
