@@ -123,7 +123,9 @@ def _prepared(raw: Any, annotation: Any) -> Any:
     """Small courtesies: ``0.1,0.9`` for a list, a number where text is wanted."""
     origin = typing.get_origin(annotation)
     kinds = [origin, *(typing.get_origin(a) for a in typing.get_args(annotation))]
-    if isinstance(raw, str) and (tuple in kinds or list in kinds) and not raw.strip().startswith(("[", "(", "null")):
+    words = str in typing.get_args(annotation) and origin not in (tuple, list)  # text that may also be a list
+    listed = (tuple in kinds or list in kinds) and not words
+    if isinstance(raw, str) and listed and not raw.strip().startswith(("[", "(", "null")):
         return f"[{raw}]"
     takes_text = annotation is str or str in typing.get_args(annotation)
     if takes_text and isinstance(raw, int | float) and not isinstance(raw, bool):
