@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from apps.superres.models.info import ImageInfo
-from graftwork.components import Registry
+from backbones.vision.config import BACKBONES
+from graftwork.components import Registry, component
 from graftwork.errors import all_problems
 
 if TYPE_CHECKING:
@@ -321,6 +322,41 @@ class CRAFTConfig:
         return CRAFT(self, info)
 
 
+@dataclass(kw_only=True)
+class TrunkConfig:
+    """The stages of any vision backbone in the frame of SwinIR (ICCVW 2021)."""
+
+    backbone: Any = component(BACKBONES)
+    """The trunk; published weights fit: --model.backbone.weights FILE."""
+    width: int = 64
+    """Features around the trunk."""
+    stride: int = 1
+    """Input pixels per position of its finest level, 1, 2 or 4; 2 costs a quarter, 4 a sixteenth."""
+    levels: int = 3
+    """Levels of the trunk that are used, from the finest on; each has half the resolution of the one before."""
+    upsampler: Upsampler = "auto"
+    """The last layers; auto is classical, and residual for scale 1."""
+
+    def problems(self) -> Iterator[str]:
+        """Yield what is wrong with the values, a sentence each."""
+        for name in ("width", "levels"):
+            if getattr(self, name) < 1:
+                yield f"{name}={getattr(self, name)} must be at least 1"
+        if self.stride not in (1, 2, 4):
+            yield f"stride={self.stride} must be 1, 2 or 4 pixels per position"
+
+    def info_problems(self, info: ImageInfo) -> Iterator[str]:
+        """Scales and channels that the network cannot have, a sentence each."""
+        yield from _info_problems(self.upsampler, "classical", info)
+
+    def build(self, info: ImageInfo) -> TrunkRestorer:
+        """The network for images of this scale and these channels."""
+        refuse(iter([*self.problems(), *self.info_problems(info)]))
+        from apps.superres.models.trunk import TrunkRestorer
+
+        return TrunkRestorer(self, info)
+
+
 MODELS = Registry(
     "model",
     {
@@ -328,6 +364,7 @@ MODELS = Registry(
         "hat_s": HATSmallConfig,
         "hat": HATConfig,
         "hat_l": HATLargeConfig,
+        "trunk": TrunkConfig,
         "craft": CRAFTConfig,
     },
 )

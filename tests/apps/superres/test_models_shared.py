@@ -18,11 +18,13 @@ from apps.superres.models.upsample import (
     reconstruction,
     shuffle_factors,
 )
+from backbones.vision.config import config_class
 from graftwork.errors import ConfigError
 
 SMALLER = {
     "cfsr": {"width": 4, "depths": (1,), "kernel": 3},
     "hat": {"width": 4, "depths": (1,), "heads": (2,), "window": 4, "compress": 2, "squeeze": 2},
+    "trunk": {"width": 8, "backbone": config_class("timm:test_convnext")()},
 }
 """Sizes for tests, by the beginning of a name; a network without an entry is built as it is."""
 
