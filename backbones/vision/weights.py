@@ -154,11 +154,14 @@ def fit_channels(found: Tensor, wanted: Tensor) -> bool:
 
 
 def adapt_channels(weight: Tensor, channels: int) -> Tensor:
-    """A first convolution for RGB made one for other channels, with the same response to grey images.
+    """A first convolution for RGB made one for other channels, with a response of the same scale.
+
+    For 1, and for multiples of 3, a grey image gets the very response that it got before. For other numbers some of the
+    three colours have one channel more than the rest, and the response is only near it.
 
     Args:
         weight: [out, 3, h, w].
-        channels: Wanted input channels: 1 sums the three, others repeat them in turn and scale.
+        channels: Wanted input channels: 1 sums the three, others repeat them in turn, scaled by 3 / channels.
 
     Returns:
         [out, channels, h, w].

@@ -99,10 +99,17 @@ def test_other_image_channels_keep_the_response_to_grey(trained):
             torch.testing.assert_close(classifier(grey.expand(1, channels, 40, 40)), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_adapted_channels_sum_to_the_same():
+@pytest.mark.parametrize("channels", [1, 3, 6, 9])
+def test_adapted_channels_sum_to_the_same(channels):
     weight = torch.randn(4, 3, 2, 2)
-    assert torch.allclose(adapt_channels(weight, 1)[:, 0], weight.sum(1))
-    assert torch.allclose(adapt_channels(weight, 6).sum(1), weight.sum(1), atol=1e-6)
+    torch.testing.assert_close(adapt_channels(weight, channels).sum(1), weight.sum(1))
+
+
+@pytest.mark.parametrize(("channels", "share"), [(2, (1.5, 1.5, 0)), (4, (1.5, 0.75, 0.75)), (5, (1.2, 1.2, 0.6))])
+def test_adapted_channels_count_colours_as_often_as_they_take_turns(channels, share):
+    weight = torch.randn(4, 3, 2, 2)
+    expected = torch.einsum("ochw,c->ohw", weight, torch.tensor(share))
+    torch.testing.assert_close(adapt_channels(weight, channels).sum(1), expected)
 
 
 def test_tables_of_other_sizes_are_interpolated_by_the_backbone(trained):
