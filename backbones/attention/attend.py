@@ -5,6 +5,9 @@ Shape legend: B batch, Lq query tokens, Lk key tokens, H heads, d channels of a 
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -84,6 +87,11 @@ def autocast_types(*tensors: Tensor) -> tuple[Tensor, ...]:
         return tensors
     dtype = torch.get_autocast_dtype(device)
     return tuple(tensor if tensor.dtype == torch.float64 else tensor.to(dtype) for tensor in tensors)
+
+
+def without_autocast(tensor: Tensor) -> AbstractContextManager[Any]:
+    """Outside of autocast on the device of a tensor; the meta device knows none."""
+    return nullcontext() if tensor.is_meta else torch.autocast(tensor.device.type, enabled=False)
 
 
 def check_tokens(q: Tensor, k: Tensor, v: Tensor) -> None:

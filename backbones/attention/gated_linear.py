@@ -21,14 +21,13 @@ Shape legend: B batch, T tokens, H heads, d channels of a head, e channels of a 
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from backbones.attention.attend import check_tokens
+from backbones.attention.attend import check_tokens, without_autocast
 from backbones.attention.dispatch import exporting, resolve_form
 from backbones.attention.gated_linear_chunks import ChunkedGatedLinear, is_mild, precise
 from backbones.attention.gated_linear_pairs import by_pairs
@@ -81,7 +80,7 @@ def gated_linear_attention(
     literal = resolve_form("gated_linear_attention", backend) == "math"
     gates = [log_gate] if backward_gate is None else [log_gate, backward_gate]
     scale = (q.shape[-1] ** -0.5 if scale is None else scale) / len(gates)
-    with _full_precision(q):
+    with without_autocast(q):
         if not isinstance(q.shape[1], int):  # a graph leaves the length open
             out, last = _run(by_pairs, q, k, v, gates, scale, state)
         elif 0 in v.shape[:3]:
@@ -119,7 +118,7 @@ def gated_linear_step(
             raise ShapeError(f"{name}: expected [batch, heads, channels], got {list(tensor.shape)}")
     q, k, v, log_gate = (tensor.unsqueeze(1) for tensor in (q, k, v, log_gate))
     _check(q, k, v, log_gate, None, state, None)
-    with _full_precision(q):
+    with without_autocast(q):
         scale = q.shape[-1] ** -0.5 if scale is None else scale
         out, after = _run(_by_tokens, q, k, v, [log_gate], scale, state)
     return out.squeeze(1).to(v.dtype), cast(Tensor, after)
@@ -180,11 +179,6 @@ def _has_numbers(tensor: Tensor) -> bool:
     if torch.compiler.is_compiling() or exporting() or tensor.is_meta:
         return False
     return not (tensor.is_cuda and torch.cuda.is_current_stream_capturing())
-
-
-def _full_precision(tensor: Tensor) -> AbstractContextManager[Any]:
-    """Outside of autocast, which the meta device does not know."""
-    return nullcontext() if tensor.is_meta else torch.autocast(tensor.device.type, enabled=False)
 
 
 def _chunk(tokens: int, wanted: int | None) -> int:

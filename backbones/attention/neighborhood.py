@@ -20,8 +20,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from backbones.attention.attend import autocast_types, without_autocast
 from backbones.attention.dispatch import backend_module, resolve_kernel
-from backbones.attention.neighborhood_fast import tiled_attention, without_autocast
+from backbones.attention.neighborhood_fast import tiled_attention
 from graftwork.errors import ConfigError, ShapeError
 
 OPERATOR = "neighborhood_attention"
@@ -92,7 +93,7 @@ def neighborhood_attention(
     kernel, steps = _pair("kernel_size", kernel_size), _pair("dilation", dilation)
     _check(q, k, v, bias, kernel)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    q, k, v = _autocast(q, k, v)
+    q, k, v = autocast_types(q, k, v)
     form = resolve_kernel(OPERATOR, _request(q, k, v, bias, kernel), ("natten",), backend)
     height, width = q.shape[1:3]
     below, right = padding(height, width, kernel, steps)
@@ -221,14 +222,6 @@ def _request(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, kernel: tuple
         needs_grad=q.requires_grad or k.requires_grad or v.requires_grad,
         empty=0 in q.shape or 0 in v.shape,
     )
-
-
-def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
-    device = tensors[0].device.type
-    if tensors[0].is_meta or not torch.is_autocast_enabled(device):
-        return tensors
-    dtype = torch.get_autocast_dtype(device)
-    return tuple(tensor if tensor.dtype == torch.float64 else tensor.to(dtype) for tensor in tensors)
 
 
 def _pair(name: str, value: Any) -> tuple[int, int]:

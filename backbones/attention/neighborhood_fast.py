@@ -14,7 +14,6 @@ Shape legend: as in neighborhood_tiles; N tiles of a chunk over all batches and 
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 from itertools import product
 from typing import Any
@@ -23,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from backbones.attention.attend import without_autocast
 from backbones.attention.neighborhood_tiles import Group, Table, groups
 from backbones.attention.neighborhood_traced import traced_attention
 
@@ -59,11 +59,6 @@ def tiled_attention(
             return traced_attention(q, k, v, bias, kernel, dilation, scale)
         mixed: Tensor = TiledAttention.apply(q, k, v, bias, kernel, dilation, scale)
         return mixed
-
-
-def without_autocast(tensor: Tensor) -> AbstractContextManager[Any]:
-    """Outside of autocast, which the meta device does not know."""
-    return nullcontext() if tensor.is_meta else torch.autocast(tensor.device.type, enabled=False)
 
 
 class TiledAttention(torch.autograd.Function):

@@ -13,14 +13,13 @@ Shape legend: B batch, H height, W width, R regions of a map, w positions of a r
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from backbones.attention.attend import attend, autocast_types
+from backbones.attention.attend import attend, autocast_types, without_autocast
 from backbones.attention.backends.mask import HIDDEN
 from backbones.attention.dispatch import exporting, resolve_form, wish
 from graftwork.errors import ConfigError, ShapeError
@@ -118,7 +117,7 @@ def region_routes(
     grid = _grid(regions)
     _check(q, k, k, grid, topk)
     scale = (q.shape[3] * q.shape[4]) ** -0.5 if scale is None else scale
-    with torch.no_grad(), _without_autocast(q):
+    with torch.no_grad(), without_autocast(q):
         queries, keys = _region_means(q, grid) * scale, _region_means(k, grid)  # B, R, h * c
         rows = keys.shape[1] if exporting() else max(1, AFFINITIES // max(1, q.shape[0] * keys.shape[1]))
         parts = [torch.topk(part @ keys.mT, topk, dim=-1).indices for part in queries.split(rows, dim=1)]
@@ -161,7 +160,7 @@ def _literal(q: Tensor, k: Tensor, v: Tensor, routes: Tensor, grid: tuple[int, i
     precise = torch.promote_types(q.dtype, torch.float32)
     size, dtype = q.shape[:3], v.dtype
     batch, regions = routes.shape[:2]
-    with _without_autocast(q):
+    with without_autocast(q):
         q, k, v = (_cut(x.to(precise), grid).unflatten(0, (batch, regions)) for x in (q, k, v))  # B, R, w, h, c
         index = routes[:, :, :, None, None, None]
 
@@ -248,7 +247,7 @@ class _Sliced(torch.autograd.Function):
         grad_q = torch.empty_like(q)
         grad_k, grad_v = (torch.zeros_like(x, dtype=precise) for x in (k, v))
         parts = zip(q.split(step), rows.split(step), grad.split(step), grad_q.split(step), strict=True)
-        with _without_autocast(q):
+        with without_autocast(q):
             for part, chosen, grad_part, out in parts:
                 leaves = [x.detach().requires_grad_() for x in (part, _select(k, chosen), _select(v, chosen))]
                 with torch.enable_grad():
@@ -259,11 +258,6 @@ class _Sliced(torch.autograd.Function):
                     pieces = addend.reshape(chosen.numel(), -1).to(precise)
                     total.flatten(1).index_add_(0, chosen.flatten(), pieces)
         return grad_q, grad_k.to(k.dtype), grad_v.to(v.dtype), None, None, None, None
-
-
-def _without_autocast(tensor: Tensor) -> AbstractContextManager[Any]:
-    """Outside of autocast, which the meta device does not know."""
-    return nullcontext() if tensor.is_meta else torch.autocast(tensor.device.type, enabled=False)
 
 
 def _grid(regions: int | tuple[int, int]) -> tuple[int, int]:

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from backbones.attention.attend import attend
+from backbones.attention.attend import attend, without_autocast
 from backbones.attention.backends import xformers
 from backbones.attention.dispatch import Request, choose, force, probe
 from graftwork.errors import ConfigError, ShapeError
@@ -256,6 +256,13 @@ def test_learned_bias_without_gradients_gives_the_same(backend):
     for context in (torch.no_grad(), torch.inference_mode()):
         with context:
             torch.testing.assert_close(attend(*leaves, bias=bias, backend=backend), expected.detach())
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_without_autocast_keeps_the_type(device):
+    x = torch.randn(2, 2, device=device)
+    with torch.autocast("cpu", dtype=torch.bfloat16), without_autocast(x):
+        assert (x @ x).dtype == torch.float32
 
 
 def test_cpu_takes_the_formula_where_no_fused_kernel_pays():
