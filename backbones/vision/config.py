@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from backbones.vision.dinat_dilations import dilation_problems
 from backbones.vision.variants import FAMILIES, VARIANTS, Variant
 from graftwork.components import CUSTOM, Registry, import_dotted
 from graftwork.errors import missing_package
@@ -84,6 +85,11 @@ class DiNATConfig(BackboneConfig):
     dilations: str | list[list[int]] = "published"
     """Dilation of every block: published (for the variant's image size), auto (near-global, from the map's size), or
     a list per level such as [[1,16,1],[1,4,1,8],[1,2,1,3,1,4],[1,2]]; short lists repeat."""
+
+    def problems(self) -> Iterator[str]:
+        """Values out of range."""
+        yield from super().problems()
+        yield from dilation_problems(self.dilations, self.facts.values["depths"])
 
     def structure(self, **common: Any) -> VisionBackbone:
         """The bare network."""

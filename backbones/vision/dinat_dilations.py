@@ -7,7 +7,7 @@ neighbours as fit the kernel into the map. So the same weights take other lists 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from graftwork.errors import ConfigError
@@ -44,42 +44,63 @@ def block_dilations(
 
     Raises:
         ConfigError: An unknown word, text that is no list, a wrong number of lists, or entries that are no positive
-            integers; the message names them.
+            integers; the message names all of them.
     """
+    problems = list(dilation_problems(option, depths))
+    if problems:
+        raise ConfigError("; ".join(problems), mend=MEND)
     if option == "auto":
         return [_repeated([1, None], depth) for depth in depths]
     if option == "published":
         sides = [-(-image_size // stride) for stride in strides]
         largest = [max(1, side // kernel_size) if dilated else 1 for side in sides]
         return [_repeated([1, most], depth) for most, depth in zip(largest, depths, strict=True)]
-    levels = _parsed(option) if isinstance(option, str) else list(option)
-    if len(depths) == 1 and levels and all(isinstance(entry, int) for entry in levels):
-        levels = [levels]
+    levels = _per_level(json.loads(option) if isinstance(option, str) else option, depths)
+    return [_repeated(entries, depth) for entries, depth in zip(levels, depths, strict=True)]
+
+
+def dilation_problems(option: str | Sequence[Any], depths: Sequence[int]) -> Iterator[str]:
+    """Everything that :func:`block_dilations` would refuse in an option.
+
+    Args:
+        option: As there.
+        depths: Blocks of every level.
+    """
+    if option in ("published", "auto"):
+        return
+    lists: Any = option
+    if isinstance(option, str):
+        try:
+            lists = json.loads(option)
+        except ValueError as error:
+            yield f"dilations={option!r} is neither published nor auto nor a list: {error}"
+            return
+    if not isinstance(lists, list | tuple):
+        yield f"dilations={option!r} is no list"
+        return
+    levels = _per_level(lists, depths)
     if len(levels) != len(depths):
-        raise ConfigError(f"dilations={levels} are {len(levels)} lists for {len(depths)} levels", mend=MEND)
-    return [_level(number, entries, depth) for number, (entries, depth) in enumerate(zip(levels, depths, strict=True))]
+        yield f"dilations={levels} are {len(levels)} lists for {len(depths)} levels"
+        return
+    for number, (entries, depth) in enumerate(zip(levels, depths, strict=True)):
+        yield from (f"dilations of level {number}: {problem}" for problem in _problems_of_level(entries, depth))
 
 
-def _parsed(text: str) -> list[Any]:
-    try:
-        found = json.loads(text)
-    except ValueError as error:
-        raise ConfigError(f"dilations={text!r} is neither published nor auto nor a list: {error}", mend=MEND) from None
-    if not isinstance(found, list):
-        raise ConfigError(f"dilations={text!r} is no list", mend=MEND)
-    return found
+def _per_level(lists: Sequence[Any], depths: Sequence[int]) -> list[Any]:
+    """A list per level; a model of one level takes its list bare, too."""
+    flat = len(depths) == 1 and lists and all(isinstance(entry, int) for entry in lists)
+    return [list(lists)] if flat else list(lists)
 
 
-def _level(number: int, entries: Any, depth: int) -> list[int | None]:
-    where = f"dilations of level {number}"
+def _problems_of_level(entries: Any, depth: int) -> Iterator[str]:
     if not isinstance(entries, list | tuple) or not entries:
-        raise ConfigError(f"{where}: expected a list of numbers, got {entries!r}", mend=MEND)
+        yield f"expected a list of numbers, got {entries!r}"
+        return
     for entry in entries:
         if isinstance(entry, bool) or not isinstance(entry, int) or entry < 1:
-            raise ConfigError(f"{where}: {entry!r} in {list(entries)} is no integer of at least 1", mend=MEND)
+            yield f"{entry!r} in {list(entries)} is no integer of at least 1"
     if len(entries) > depth:
-        raise ConfigError(f"{where}: {list(entries)} are {len(entries)} for {depth} blocks", mend=MEND)
-    return _repeated(entries, depth)
+        yield f"{list(entries)} are {len(entries)} for {depth} blocks"
 
 
 def _repeated(entries: Sequence[int | None], depth: int) -> list[int | None]:

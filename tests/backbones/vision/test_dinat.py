@@ -14,6 +14,7 @@ from backbones.attention.neighborhood import neighborhood_attention
 from backbones.timing import peak_memory
 from backbones.vision import create_backbone, create_classifier
 from backbones.vision.classifier import Classifier
+from backbones.vision.config import BACKBONES
 from backbones.vision.dinat import DiNAT, DiNAT_s, DiNATIsotropic
 from backbones.vision.dinat_blocks import NeighborhoodAttention, PatchMerging, PatchTokenizer
 from backbones.vision.dinat_dilations import block_dilations
@@ -113,6 +114,20 @@ def test_lists_of_dilations_repeat_and_may_be_text(written):
 def test_bad_dilations_are_named(option, message):
     with pytest.raises(ConfigError, match=message):
         dilations_of("dinat_mini", dilations=option)
+
+
+def test_configuration_tells_all_bad_dilations_at_once_before_anything_is_built():
+    config = BACKBONES.get("dinat_mini")(dilations=[[1, 0], [1, 2, 3, 4, 5], [True], [1]], drop_path=1.0)
+    assert list(config.problems()) == [
+        "drop_path=1.0 must be at least 0 and below 1",
+        "dilations of level 0: 0 in [1, 0] is no integer of at least 1",
+        "dilations of level 1: [1, 2, 3, 4, 5] are 5 for 4 blocks",
+        "dilations of level 2: True in [True] is no integer of at least 1",
+    ]
+    with pytest.raises(ConfigError, match=r"(?s)dilations of level 0.*dilations of level 1.*Use published, auto"):
+        block_dilations([[0], [1, 1]], depths=(1, 1), strides=(4, 8), kernel_size=3, image_size=64)
+    for good in ("published", "auto", "[[1],[1],[1],[1]]", ((1,), (1, 2), (1,), (1,))):
+        assert not list(BACKBONES.get("dinat_mini")(dilations=good).problems())
 
 
 def test_auto_dilations_follow_the_map():
