@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from backbones.attention.attend import attend
+from backbones.attention.channel import channel_attention
 from backbones.attention.deformable import deformable_attention
 from backbones.attention.gated_linear import gated_linear_attention
 from backbones.attention.neighborhood import neighborhood_attention
@@ -110,6 +111,17 @@ def _deformable(side: int, device: str) -> Call:
     return Call(run, leaves)
 
 
+def _channel(side: int, device: str) -> Call:
+    """Maps with their channels last in memory, as networks for restoration keep them."""
+    *maps, temperature = leaves = _leaves(device, *[(1, side, side, 48)] * 3, (6,))
+
+    def run(backend: str) -> Tensor:
+        q, k, v = (x.permute(0, 3, 1, 2) for x in maps)
+        return channel_attention(q, k, v, temperature, heads=6, backend=backend)
+
+    return Call(run, leaves)
+
+
 def _packed(side: int, device: str) -> Call:
     """Sequences of 1 to 2 * side tokens, side of them."""
     lengths = [1 + (37 * i) % (2 * side) for i in range(side)]
@@ -129,6 +141,7 @@ CASES = {
     "gated_linear_attention": Case(_gated_linear, 56, "3,136 tokens, 3 heads of 16 / 32, both directions", linear=True),
     "window_attention": Case(_window, 56, "56 x 56, window 7 shifted by 3, 3 heads of 32, bias", linear=True),
     "deformable_attention": Case(_deformable, 64, "3 levels from 64 x 64, 5,376 queries, 8 heads of 32, 4 points"),
+    "channel_attention": Case(_channel, 64, "64 x 64, 6 heads of 8 channels", linear=True),
     "attend_packed": Case(_packed, 56, "56 sequences of 1 to 112 tokens, 4 heads of 32"),
     "attend": Case(_attend, 28, "784 tokens, 4 heads of 32"),
 }
