@@ -20,7 +20,6 @@ F features that kernels are projected from; b samples and n rows that are taken 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -28,7 +27,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from backbones.attention.dispatch import exporting, resolve_form
+from backbones.attention.attend import without_autocast
+from backbones.attention.dispatch import eager, exporting, resolve_form
 from graftwork.errors import ConfigError, ShapeError
 
 NUMBERS = {"cpu": 1 << 20}
@@ -58,7 +58,7 @@ def dynamic_convolution(x: Tensor, kernels: Tensor, *, backend: str = "auto") ->
     _check_map(x)
     _check_kernels(x, kernels)
     form = _form(backend)
-    with _full_precision(x):
+    with without_autocast(x):
         if form == "fast":
             mixed: Tensor = _Streamed.apply(x, kernels, None, None, kernels.shape[2])
         else:
@@ -92,7 +92,7 @@ def projected_dynamic_convolution(
     _check_map(x)
     _check_projection(x, features, weight, bias, kernel)
     form, matrix = _form(backend), weight.flatten(1)
-    with _full_precision(x):
+    with without_autocast(x):
         if form == "fast":
             mixed: Tensor = _Streamed.apply(x, features, matrix, bias, kernel)
         else:
@@ -105,7 +105,7 @@ def projected_dynamic_convolution(
 def _form(backend: str) -> str:
     """``math``, ``fast``, or ``traced`` for a graph, to which the fast form's blocks would be thousands of steps."""
     form = resolve_form("dynamic_convolution", backend)
-    return "traced" if form == "fast" and (torch.compiler.is_compiling() or exporting()) else form
+    return "traced" if form == "fast" and (exporting() or not eager()) else form
 
 
 def _side_by_side(x: Tensor, kernels: Tensor) -> Tensor:
@@ -160,7 +160,7 @@ class _Streamed(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, source, weight, bias = ctx.saved_tensors
-        with _full_precision(x):
+        with without_autocast(x):
             return _gradients(_Block(x, source, weight, bias, ctx.side), gradient, ctx.needs_input_grad)
 
 
@@ -292,11 +292,6 @@ def _precise(*tensors: Tensor) -> torch.dtype:
     for tensor in tensors:
         dtype = torch.promote_types(dtype, tensor.dtype)
     return dtype
-
-
-def _full_precision(tensor: Tensor) -> AbstractContextManager[Any]:
-    """Outside of autocast, which the meta device does not know."""
-    return nullcontext() if tensor.is_meta else torch.autocast(tensor.device.type, enabled=False)
 
 
 def _check_map(x: Tensor) -> None:
