@@ -1,6 +1,6 @@
 """Key maps of the restoration networks: official names to ours, by the name of our model.
 
-Origins: Aitical/CFSR (no licence file), XPixelGroup/HAT and AVC2-UESTC/CRAFT-SR (Apache-2.0).
+Origins: Aitical/CFSR (no licence file), XPixelGroup/HAT, AVC2-UESTC/CRAFT-SR and NeonLeexiang/DLGSANet (Apache-2.0).
 """
 
 from __future__ import annotations
@@ -133,5 +133,35 @@ CRAFT = KeyMap(
     drops=(r"^relative_position_index_[hv]$", r"^biases_[hv]$"),
 )
 
-KEYMAPS: Mapping[str, KeyMap] = {"cfsr": CFSR, "hat_s": HAT, "hat": HAT, "hat_l": HAT, "craft": CRAFT}
+DLGSANET = KeyMap(
+    renames=(
+        *FRAME,
+        (r"^overlap_embed\.0\.proj\.", "shallow."),
+        (r"^deep_feature_extraction\.\d+\.(weight|bias)$", r"after_body.\1"),
+        (r"^deep_feature_extraction\.(\d+)\.body\.(weight|bias)$", r"body.\1.\2"),
+        (r"^deep_feature_extraction\.(\d+)\.body\.\d+\.(weight|bias)$", r"body.\1.convolution.\2"),
+        (r"^deep_feature_extraction\.(\d+)\.body\.(\d+)\.", r"body.\1.layers.\2."),
+        (r"\.norm[13]\.body\.", ".attention_norm."),
+        (r"\.norm[24]\.body\.", ".mlp_norm."),
+        (r"\.IDynamicDWConv\.conv0\.", ".attention.value."),
+        (r"\.IDynamicDWConv\.conv1\.", ".attention.out."),
+        (r"\.IDynamicDWConv\.conv\.conv1\.0\.", ".attention.convolution.reduce."),
+        (r"\.IDynamicDWConv\.conv\.conv1\.1\.", ".attention.convolution.depthwise."),
+        (r"\.IDynamicDWConv\.conv\.conv2\.0\.", ".attention.convolution.kernels."),
+        (r"\.restormer_attn\.", ".attn."),
+        (r"\.(IDynamic|restormer)_ffn\.", ".ffn."),
+        *RESTORMER,
+    ),
+)
+
+KEYMAPS: Mapping[str, KeyMap] = {
+    "cfsr": CFSR,
+    "hat_s": HAT,
+    "hat": HAT,
+    "hat_l": HAT,
+    "craft": CRAFT,
+    "dlgsanet_tiny": DLGSANET,
+    "dlgsanet_light": DLGSANET,
+    "dlgsanet": DLGSANET,
+}
 """The map for each of our models."""
