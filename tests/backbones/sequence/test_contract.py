@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
+from backbones import attention
 from backbones.attention import force
 from backbones.registry import OPERATORS, REGISTRIES
 from backbones.sequence import MIXERS, create_mixer
@@ -214,6 +217,13 @@ def test_names_options_and_values_are_checked():
 def test_dotted_paths_of_the_registry_exist():
     assert all(callable(import_dotted(path)) for path in OPERATORS.values())
     assert import_dotted(REGISTRIES["mixer"]) is MIXERS
+
+
+def test_every_operator_that_leaves_a_record_is_registered():
+    files = Path(attention.__file__).parent.glob("*.py")
+    asked = [re.findall(r'(?:resolve_form|choose)\("(\w+)"', file.read_text()) for file in files]
+    assert {name for names in asked for name in names} <= set(OPERATORS)
+    assert all(path.endswith(f":{name}") for name, path in OPERATORS.items())
 
 
 def test_names_need_no_torch():
