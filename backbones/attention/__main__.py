@@ -86,13 +86,23 @@ def _benchmark(options: argparse.Namespace) -> None:
 def _memory(names: list[str], device: str) -> list[dict[str, object]]:
     from backbones.attention import benchmark
 
-    peaks = benchmark.peaks(names, device)
-    cells = [(p.name, f"{p.fast / 2**20:.1f}", f"{p.math / 2**20:.1f}", f"{p.math / p.fast:.1f}") for p in peaks]
-    print_table(("operator", "fast MiB", "math MiB", "math / fast"), cells, "Peak memory of forward and backward")
+    forward, peaks = (benchmark.peaks(names, device, train=train) for train in (False, True))
+    for rows, title in ((forward, "Peak memory of forward"), (peaks, "Peak memory of forward and backward")):
+        cells = [(p.name, f"{p.fast / 2**20:.1f}", f"{p.math / 2**20:.1f}", f"{p.math / p.fast:.1f}") for p in rows]
+        print_table(("operator", "fast MiB", "math MiB", "math / fast"), cells, title)
     growths = [benchmark.memory_growth(name, device=device) for name in names if benchmark.CASES[name].linear]
     print_memories(growths, "Peak memory (MiB) of forward and backward by positions of the map")
     exponents = {growth.name: growth.exponent for growth in growths}
-    return [{"fast_bytes": p.fast, "math_bytes": p.math, "growth": exponents.get(p.name)} for p in peaks]
+    return [
+        {
+            "forward_fast_bytes": ahead.fast,
+            "forward_math_bytes": ahead.math,
+            "fast_bytes": p.fast,
+            "math_bytes": p.math,
+            "growth": exponents.get(p.name),
+        }
+        for ahead, p in zip(forward, peaks, strict=True)
+    ]
 
 
 if __name__ == "__main__":

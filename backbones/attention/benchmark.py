@@ -1,6 +1,7 @@
 """Cost of the attention operators on maps and packed sequences: fast form against literal one, memory against size.
 
-Sizes are those of the papers' models at 224 x 224 pixels, and of a deformable decoder at 512 x 512.
+Sizes are those of the papers' models at 224 x 224 pixels, of a deformable decoder at 512 x 512, and of networks that
+restore crops of 64 x 64 or a frame of 320 x 180.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from torch.nn import functional as F
 from backbones.attention.attend import attend
 from backbones.attention.channel import channel_attention
 from backbones.attention.deformable import deformable_attention
+from backbones.attention.dynamic import dynamic_convolution, projected_dynamic_convolution
 from backbones.attention.gated_linear import gated_linear_attention
 from backbones.attention.neighborhood import neighborhood_attention
 from backbones.attention.packed import attend_packed
@@ -51,7 +53,7 @@ class Case(NamedTuple):
 
 
 class Peak(NamedTuple):
-    """Peak bytes of a training step in both forms."""
+    """Peak bytes of a call in both forms."""
 
     name: str
     fast: int
@@ -122,6 +124,23 @@ def _channel(side: int, device: str) -> Call:
     return Call(run, leaves)
 
 
+def _dynamic(side: int, device: str) -> Call:
+    x, kernels = leaves = _leaves(device, (1, 48, side, side), (1, 8, 7, 7, side, side))
+    return Call(lambda backend: dynamic_convolution(x, kernels, backend=backend), leaves)
+
+
+def _dynamic_frame(side: int, device: str) -> Call:
+    """A map of 16 x 9 with about as many positions as a square of this side."""
+    size = (side * 3 // 4, side * 4 // 3)
+    x, kernels = leaves = _leaves(device, (1, 48, *size), (1, 8, 7, 7, *size))
+    return Call(lambda backend: dynamic_convolution(x, kernels, backend=backend), leaves)
+
+
+def _dynamic_projected(side: int, device: str) -> Call:
+    x, *rest = leaves = _leaves(device, (1, 48, side, side), (1, 12, side, side), (8 * 49, 12), (8 * 49,))
+    return Call(lambda backend: projected_dynamic_convolution(x, *rest, kernel=7, backend=backend), leaves)
+
+
 def _packed(side: int, device: str) -> Call:
     """Sequences of 1 to 2 * side tokens, side of them."""
     lengths = [1 + (37 * i) % (2 * side) for i in range(side)]
@@ -142,6 +161,9 @@ CASES = {
     "window_attention": Case(_window, 56, "56 x 56, window 7 shifted by 3, 3 heads of 32, bias", linear=True),
     "deformable_attention": Case(_deformable, 64, "3 levels from 64 x 64, 5,376 queries, 8 heads of 32, 4 points"),
     "channel_attention": Case(_channel, 64, "64 x 64, 6 heads of 8 channels", linear=True),
+    "dynamic_convolution": Case(_dynamic, 64, "64 x 64, kernel 7, 8 groups of 6 channels", linear=True),
+    "dynamic_convolution_frame": Case(_dynamic_frame, 240, "the same on 180 x 320"),
+    "dynamic_convolution_projected": Case(_dynamic_projected, 64, "64 x 64, kernels from 12 features", linear=True),
     "attend_packed": Case(_packed, 56, "56 sequences of 1 to 112 tokens, 4 heads of 32"),
     "attend": Case(_attend, 28, "784 tokens, 4 heads of 32"),
 }
@@ -173,9 +195,13 @@ def memory_growth(name: str, sides: Sequence[int] = SIDES, device: str = "cpu") 
     return grow(name, [side * side for side in sides], step)
 
 
-def peaks(names: Iterable[str], device: str = "cpu") -> list[Peak]:
-    """Peak memory of a training step in both forms, at the measured size."""
-    return [_peak(name, _training(CASES[name].build(CASES[name].side, device))) for name in names]
+def peaks(names: Iterable[str], device: str = "cpu", *, train: bool = True) -> list[Peak]:
+    """Peak memory of a training step, or of a forward pass without gradients, in both forms at the measured size."""
+    rows = []
+    for name in names:
+        call = CASES[name].build(CASES[name].side, device)
+        rows.append(_peak(name, _training(call) if train else _inference(call)))
+    return rows
 
 
 def _peak(name: str, step: Callable[[str], Any]) -> Peak:
