@@ -5,7 +5,8 @@ Shape legend: B batch, C channels, H height, W width.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -58,6 +59,18 @@ def restoration_loss(
         return {"loss": pixels}
     spectrum = frequency_l1(restored, target)
     return {"loss": pixels + frequency_weight * spectrum, kind: pixels, "frequency": spectrum}
+
+
+def supervised_loss(pairs: Sequence[tuple[Tensor, Tensor]], kind: str = "l1", **settings: Any) -> dict[str, Tensor]:
+    """The sum of the losses of several images that one network gives, and of their parts.
+
+    Args:
+        pairs: Restored images and the truth for each, as a network's ``supervised(images, truth)`` gives them.
+        kind: See :func:`restoration_loss`.
+        settings: See :func:`restoration_loss`.
+    """
+    losses = [restoration_loss(restored.float(), truth, kind, **settings) for restored, truth in pairs]
+    return {name: torch.stack([loss[name] for loss in losses]).sum() for name in losses[0]}
 
 
 def charbonnier(restored: Tensor, target: Tensor, epsilon: float = 1e-3) -> Tensor:

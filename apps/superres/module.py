@@ -13,7 +13,7 @@ from apps.core.protocols import ExportSpec, Picture
 from apps.core.run.module import GraftModule
 from apps.superres.attribution import local_attribution
 from apps.superres.config import SuperresConfig
-from apps.superres.losses import restoration_loss
+from apps.superres.losses import restoration_loss, supervised_loss
 from apps.superres.metrics import RestorationMetrics, trivial
 from apps.superres.models.config import MODELS
 from apps.superres.models.info import ImageInfo
@@ -70,11 +70,11 @@ class SuperresModule(GraftModule):
         return self._restorer
 
     def training_loss(self, batch: Batch) -> dict[str, Tensor]:
-        """The loss of one batch of patches, and its parts."""
-        settings = self.config.loss
-        return restoration_loss(
-            self.model(batch["lq"]).float(),
-            batch["gt"],
+        """The loss of one batch of patches, and its parts; of all that a network wants supervised, where it says so."""
+        settings, images, truth = self.config.loss, batch["lq"], batch["gt"]
+        supervised = getattr(self.model, "supervised", None)
+        return supervised_loss(
+            supervised(images, truth) if supervised else [(self.model(images), truth)],
             settings.kind,
             frequency_weight=settings.frequency_weight,
             focus_gamma=settings.focus_gamma,

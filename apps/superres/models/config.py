@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from apps.superres.models.craft import CRAFT
     from apps.superres.models.dlgsanet import DLGSANet
     from apps.superres.models.hat import HAT
+    from apps.superres.models.maxim import MAXIM
+    from apps.superres.models.trunk import TrunkRestorer
 
 __all__ = [
     "MODELS",
@@ -28,6 +31,10 @@ __all__ = [
     "HATLargeConfig",
     "HATSmallConfig",
     "ImageInfo",
+    "MAXIM2Config",
+    "MAXIM3Config",
+    "MAXIMConfig",
+    "TrunkConfig",
     "resolved_upsampler",
 ]
 
@@ -262,6 +269,41 @@ class HATLargeConfig(HATConfig):
 
 
 @dataclass(kw_only=True)
+class TrunkConfig:
+    """The stages of any vision backbone in the frame of SwinIR (ICCVW 2021)."""
+
+    backbone: Any = component(BACKBONES)
+    """The trunk; published weights fit: --model.backbone.weights FILE."""
+    width: int = 64
+    """Features around the trunk."""
+    stride: int = 1
+    """Input pixels per position of its finest level, 1, 2 or 4; 2 costs a quarter, 4 a sixteenth."""
+    levels: int = 3
+    """Levels of the trunk that are used, from the finest on; each has half the resolution of the one before."""
+    upsampler: Upsampler = "auto"
+    """The last layers; auto is classical, and residual for scale 1."""
+
+    def problems(self) -> Iterator[str]:
+        """Yield what is wrong with the values, a sentence each."""
+        for name in ("width", "levels"):
+            if getattr(self, name) < 1:
+                yield f"{name}={getattr(self, name)} must be at least 1"
+        if self.stride not in (1, 2, 4):
+            yield f"stride={self.stride} must be 1, 2 or 4 pixels per position"
+
+    def info_problems(self, info: ImageInfo) -> Iterator[str]:
+        """Scales and channels that the network cannot have, a sentence each."""
+        yield from _info_problems(self.upsampler, "classical", info)
+
+    def build(self, info: ImageInfo) -> TrunkRestorer:
+        """The network for images of this scale and these channels."""
+        refuse(iter([*self.problems(), *self.info_problems(info)]))
+        from apps.superres.models.trunk import TrunkRestorer
+
+        return TrunkRestorer(self, info)
+
+
+@dataclass(kw_only=True)
 class CRAFTConfig:
     """CRAFT (ICCV 2023): attention in rectangles refined by high frequencies; light, twice as large as CFSR."""
 
@@ -327,38 +369,80 @@ class CRAFTConfig:
 
 
 @dataclass(kw_only=True)
-class TrunkConfig:
-    """The stages of any vision backbone in the frame of SwinIR (ICCVW 2021)."""
+class MAXIMConfig:
+    """MAXIM of one stage (CVPR 2022): a U-Net of gated MLPs, restores at the same size; width 64 is the M series."""
 
-    backbone: Any = component(BACKBONES)
-    """The trunk; published weights fit: --model.backbone.weights FILE."""
-    width: int = 64
-    """Features around the trunk."""
-    stride: int = 1
-    """Input pixels per position of its finest level, 1, 2 or 4; 2 costs a quarter, 4 a sixteenth."""
+    width: int = 32
+    """Features at full resolution; they double from level to level."""
+    stages: int = 1
+    """U-Nets one after the other."""
     levels: int = 3
-    """Levels of the trunk that are used, from the finest on; each has half the resolution of the one before."""
-    upsampler: Upsampler = "auto"
-    """The last layers; auto is classical, and residual for scale 1."""
+    """Resolutions of a U-Net above its bottleneck."""
+    groups: int = 2
+    """Blocks of mixing and convolution of every level and bottleneck."""
+    bottlenecks: int = 2
+    """Bottlenecks, one after the other."""
+    supervised: int = 3
+    """Resolutions, from the finest on, that images are seen and compared at in every stage."""
+    high_side: int = 16
+    """Side of blocks and grids in the two finest levels."""
+    low_side: int = 8
+    """Side of blocks and grids below."""
+    checkpointing: bool = False
+    """Compute blocks again in the backward pass instead of keeping their activations."""
+
+    @property
+    def widths(self) -> list[int]:
+        """Features of every level."""
+        return [self.width * 2**level for level in range(self.levels)]
+
+    @property
+    def sides(self) -> list[int]:
+        """Side of blocks and grids of every level."""
+        return [self.high_side if level < 2 else self.low_side for level in range(self.levels)]
+
+    @property
+    def multiple(self) -> int:
+        """What the sides of images are padded to multiples of."""
+        return math.lcm(*(side * 2**level for level, side in enumerate([*self.sides, self.low_side])))
 
     def problems(self) -> Iterator[str]:
         """Yield what is wrong with the values, a sentence each."""
-        for name in ("width", "levels"):
+        for name in ("width", "stages", "levels", "groups", "bottlenecks", "supervised", "high_side", "low_side"):
             if getattr(self, name) < 1:
                 yield f"{name}={getattr(self, name)} must be at least 1"
-        if self.stride not in (1, 2, 4):
-            yield f"stride={self.stride} must be 1, 2 or 4 pixels per position"
+        if self.supervised > self.levels:
+            yield f"supervised={self.supervised} must be at most levels={self.levels}"
 
     def info_problems(self, info: ImageInfo) -> Iterator[str]:
         """Scales and channels that the network cannot have, a sentence each."""
-        yield from _info_problems(self.upsampler, "classical", info)
+        if info.channels < 1:
+            yield f"channels={info.channels} must be at least 1"
+        if info.scale != 1:
+            yield f"maxim restores images at their own size and cannot give scale={info.scale}; use trunk or hat"
 
-    def build(self, info: ImageInfo) -> TrunkRestorer:
-        """The network for images of this scale and these channels."""
+    def build(self, info: ImageInfo) -> MAXIM:
+        """The network for images of these channels."""
         refuse(iter([*self.problems(), *self.info_problems(info)]))
-        from apps.superres.models.trunk import TrunkRestorer
+        from apps.superres.models.maxim import MAXIM
 
-        return TrunkRestorer(self, info)
+        return MAXIM(self, info)
+
+
+@dataclass(kw_only=True)
+class MAXIM2Config(MAXIMConfig):
+    """MAXIM of two stages, published for deraining, dehazing and enhancement."""
+
+    stages: int = 2
+    """U-Nets one after the other."""
+
+
+@dataclass(kw_only=True)
+class MAXIM3Config(MAXIMConfig):
+    """MAXIM of three stages, published for denoising and deblurring."""
+
+    stages: int = 3
+    """U-Nets one after the other."""
 
 
 @dataclass(kw_only=True)
@@ -484,10 +568,13 @@ MODELS = Registry(
         "hat_s": HATSmallConfig,
         "hat": HATConfig,
         "hat_l": HATLargeConfig,
-        "trunk": TrunkConfig,
         "craft": CRAFTConfig,
         "dlgsanet_tiny": DLGSANetTinyConfig,
         "dlgsanet_light": DLGSANetLightConfig,
         "dlgsanet": DLGSANetConfig,
+        "maxim_s1": MAXIMConfig,
+        "maxim_s2": MAXIM2Config,
+        "maxim_s3": MAXIM3Config,
+        "trunk": TrunkConfig,
     },
 )
