@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from apps.superres.models.channel_attention import ChannelCrossAttention, GatedFeedForward
+from apps.superres.models.channel_attention import ChannelCrossAttention, GatedFeedForward, Pointwise
 from apps.superres.models.config import resolved_upsampler
 from apps.superres.models.craft_attention import RectangleAttention
 from apps.superres.models.network import ResidualTrunk
@@ -65,8 +65,8 @@ class FrequencyBlock(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.convolution = nn.Conv2d(width // 2, width // 2, 3, padding=1)
-        self.peaks = nn.Conv2d(width // 2, width // 2, 1)
-        self.out = nn.Conv2d(width, width, 1)
+        self.peaks = Pointwise(width // 2, width // 2, bias=True)
+        self.out = Pointwise(width, width, bias=True)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, H, W, D] to the same."""

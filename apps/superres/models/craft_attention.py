@@ -121,14 +121,16 @@ class RectangleAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, H, W, D] to the same."""
-        qkv = self.qkv(x).unflatten(-1, (3, -1))  # B, H, W, 3, D
-        packed = qkv.unflatten(-1, (2, self.heads, -1))  # B, H, W, 3, 2, h, c
-        halves = []
-        for half, (window, shift) in enumerate(zip(self.windows, self.shifts, strict=True)):
-            q, k, v = packed[..., half, :, :].unbind(3)
-            bias = self.positions[half]()
-            mixed = window_attention(q, k, v, window=window, shift=shift, wrap=True, bias=bias, scale=self.scale)
+        packed = self.qkv(x).unflatten(-1, (3, 2, self.heads, -1))  # B, H, W, 3, 2, h, c
+        halves, values = [], []
+        # Taken apart by unbind, whose gradients are put together once, where slices would add up whole maps.
+        for half, position, window, shift in zip(
+            packed.unbind(4), self.positions, self.windows, self.shifts, strict=True
+        ):
+            q, k, v = half.unbind(3)
+            mixed = window_attention(q, k, v, window=window, shift=shift, wrap=True, bias=position(), scale=self.scale)
             halves.append(mixed.flatten(3))
-        local = self.local(qkv[:, :, :, 2].permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+            values.append(v.flatten(3))
+        local = self.local(torch.cat(values, -1).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         projected: Tensor = self.out(torch.cat(halves, -1) + local)
         return projected
