@@ -63,7 +63,7 @@ def dynamic_convolution(x: Tensor, kernels: Tensor, *, backend: str = "auto") ->
             mixed: Tensor = _Streamed.apply(x, kernels, None, None, kernels.shape[2])
         else:
             dtype = _precise(x, kernels)
-            mixed = (_side_by_side if form == "math" else _by_offsets)(x.to(dtype), kernels.to(dtype))
+            mixed = (_side_by_side if form == "math" else _by_rows)(x.to(dtype), kernels.to(dtype))
     return mixed.to(x.dtype)
 
 
@@ -98,7 +98,7 @@ def projected_dynamic_convolution(
         else:
             dtype = _precise(x, features, matrix)
             kernels = _project(features.to(dtype), matrix.to(dtype), bias, kernel)
-            mixed = (_side_by_side if form == "math" else _by_offsets)(x.to(dtype), kernels)
+            mixed = (_side_by_side if form == "math" else _by_rows)(x.to(dtype), kernels)
     return mixed.to(x.dtype)
 
 
@@ -116,15 +116,14 @@ def _side_by_side(x: Tensor, kernels: Tensor) -> Tensor:
     return (windows * kernels.flatten(2, 3).unsqueeze(2)).sum(3).flatten(1, 2)
 
 
-def _by_offsets(x: Tensor, kernels: Tensor) -> Tensor:
-    """The sum written out, k * k products of the map with shifted selves; a compiler makes one loop of it."""
+def _by_rows(x: Tensor, kernels: Tensor) -> Tensor:
+    """The sum a row of the kernel at a time, from k copies of the map: few steps, none of them in place."""
     (groups, side), (height, width) = kernels.shape[1:3], x.shape[2:]
     padded = F.pad(x, (side // 2,) * 4).unflatten(1, (groups, x.shape[1] // groups))
+    shifted = torch.stack([padded.narrow(4, column, width) for column in range(side)], 3)  # B, G, e, k, H + k - 1, W
     mixed = torch.zeros((), dtype=x.dtype, device=x.device)
     for row in range(side):
-        for column in range(side):
-            shifted = padded.narrow(3, row, height).narrow(4, column, width)
-            mixed = mixed + shifted * kernels[:, :, row, column].unsqueeze(2)
+        mixed = mixed + (shifted.narrow(4, row, height) * kernels[:, :, row].unsqueeze(2)).sum(3)
     return mixed.flatten(1, 2)
 
 
