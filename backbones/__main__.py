@@ -124,7 +124,9 @@ def _show(options: argparse.Namespace) -> None:
     if family:
         print(f"weights: {family.source}")
     if facts and facts.top1:
-        print(f"published: {facts.top1} % top-1 on ImageNet-1K, {facts.image_size} pixels; drop path {facts.drop_path}")
+        print(f"published: {facts.top1} % top-1 on ImageNet-1K, {facts.image_size} pixels")
+    if facts and facts.drop_path is not None:
+        print(f"drop path to train it with on ImageNet-1K: {facts.drop_path}")
     gmacs = count(options.name, height, width) / 1e9
     print(f"backbone: {found['parameters'] / 1e6:.2f} M parameters, {gmacs:.2f} GMACs at {height} x {width}")
     levels = zip(found["channels"], found["strides"], found["maps"], strict=True)

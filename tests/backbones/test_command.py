@@ -10,6 +10,7 @@ import sys
 import pytest
 
 from backbones.__main__ import main
+from backbones.vision.variants import VARIANTS
 
 pytest.importorskip("timm", reason="needs the extra 'vision'")
 
@@ -37,6 +38,7 @@ def test_show_tells_levels_cost_and_options(capsys):
     for words in (
         "BiFormer, Zhu et al. 2023",
         "81.4 % top-1",
+        "drop path to train it with on ImageNet-1K: 0.1",
         "17 x 12",
         "3 x 2",
         "regions",
@@ -45,6 +47,16 @@ def test_show_tells_levels_cost_and_options(capsys):
         "Gradient checkpointing",
     ):
         assert words in text
+
+
+def test_only_rates_that_are_known_are_shown(capsys):
+    assert {name for name, variant in VARIANTS.items() if variant.drop_path is None} == {
+        "biformer_stl",
+        "swin_large",
+        *(name for name, variant in VARIANTS.items() if variant.family in ("maxvit", "tiny_vit", "shvit", "davit")),
+    }
+    assert main(["show", "biformer_stl", "--size", "32"]) == 0
+    assert "drop path to train" not in capsys.readouterr().out
 
 
 def test_benchmark_measures_and_compares(tmp_path, capsys):
