@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -98,13 +98,23 @@ def _import(options: argparse.Namespace) -> int:
     entry = zoo.Entry(options.name, story["task"], sha256="", file=f"{options.name}.safetensors", about=options.about)
     path = entry.path(options.zoo)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(
-        safe_bytes(state, {key: story.get(key) for key in ("task", "config", "info", "metrics", "version")})
-    )
+    kept = {key: story.get(key) for key in ("task", "config", "info", "metrics", "version")}
+    path.write_bytes(safe_bytes(state, {**kept, "config": _without_places(story.get("config") or {})}))
     print(f"- name: {entry.name}\n  task: {entry.task}\n  file: {entry.file}\n  sha256: {zoo.sha256(path)}")
     if entry.about:
         print(f"  about: {json.dumps(entry.about)}")
     return 0
+
+
+def _without_places(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration without the folders of the machine that it ran on: weights of the zoo are passed on."""
+    places = {"run": ("dir", "root"), "data": ("root",)}
+    return {
+        part: {key: value for key, value in section.items() if key not in places.get(part, ())}
+        if isinstance(section, Mapping)
+        else section
+        for part, section in config.items()
+    }
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from apps.core.checkpoints.read import WeightsMeta
 from apps.core.protocols import ExportSpec, Picture
 from apps.core.run.module import GraftModule
 from apps.superres.attribution import local_attribution
@@ -17,15 +20,21 @@ from apps.superres.losses import restoration_loss, supervised_loss
 from apps.superres.metrics import RestorationMetrics, trivial
 from apps.superres.models.config import MODELS
 from apps.superres.models.info import ImageInfo
+from apps.superres.models.network import inference_form
+from apps.superres.models.upsample import scale_of
 from apps.superres.quality import psnr
 from apps.superres.restore import Restorer
 from apps.superres.visualise import Array, draw_attribution, draw_crops, extreme_crops, plain
 from checkpoints.keymap import KeyMap
 from checkpoints.official.superres import KEYMAPS
 from datamodules.superres.info import RestorationInfo
-from graftwork.errors import ConfigError
+from graftwork.errors import ConfigError, WeightsError
+
+logger = logging.getLogger(__name__)
 
 Batch = Mapping[str, Any]
+LAST = "reconstruction"
+"""The layers of a network that depend on the scale."""
 
 EXPLAINED = 96
 """Side of the part of an image that attribution looks at, in degraded pixels."""
@@ -139,6 +148,47 @@ class SuperresModule(GraftModule):
         """The key map of the paper's own weights, where there are any."""
         return KEYMAPS.get(MODELS.name_of(self.config.model))
 
+    def load_weights(self, state: Mapping[str, Tensor], meta: WeightsMeta) -> None:
+        """Load tensors.
+
+        Raises:
+            WeightsError: They do not fit, or are those of another scale; the message names both scales.
+        """
+        trained = self._scale_of(state, meta)
+        if trained is not None and trained != self.images.scale:
+            raise WeightsError(
+                f"these are weights for scale {trained}, the model is built for scale {self.images.scale}",
+                str(meta.path),
+                f"Set --data.degradation.scale {trained}, or train from them: fit --weights {meta.path}",
+            )
+        super().load_weights(state, meta)
+
+    def start_from(self, state: Mapping[str, Tensor], meta: WeightsMeta) -> None:
+        """Begin with weights; of those for another scale all but the last layers, as papers train x4 from x2."""
+        trained = self._scale_of(state, meta)
+        if trained is None or trained == self.images.scale:
+            self.load_weights(state, meta)
+            return
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.config.seed)
+            last = self.build_model().get_submodule(LAST)
+        tensors = {name: value for name, value in self._named(state, meta).items() if not name.startswith(f"{LAST}.")}
+        tensors |= {f"{LAST}.{name}": value for name, value in last.state_dict().items()}
+        super().load_weights(tensors, replace(meta, official=False))
+        logger.info("weights for scale %d: the last layers begin anew for scale %d", trained, self.images.scale)
+
+    def _named(self, state: Mapping[str, Tensor], meta: WeightsMeta) -> dict[str, Tensor]:
+        """Weights by our names."""
+        keymap = self.official_keymap()
+        if meta.official:
+            return dict(keymap.translate(state).tensors) if keymap is not None else {}
+        return {name.removeprefix("model."): value for name, value in state.items()}
+
+    def _scale_of(self, state: Mapping[str, Tensor], meta: WeightsMeta) -> int | None:
+        """The scale that weights were trained for; None where nothing tells."""
+        known = (meta.info or {}).get("scale")
+        return int(known) if known is not None else scale_of(self._named(state, meta), self.images.channels)
+
     def example_batch(self, batch_size: int) -> dict[str, Tensor]:
         """Random patches of the configured size, for benchmarks and exports."""
         info, generator = self.images, torch.Generator().manual_seed(0)
@@ -152,7 +202,7 @@ class SuperresModule(GraftModule):
     def export_spec(self) -> ExportSpec:
         """Any number of images of the training patches' size in one call."""
         return ExportSpec(
-            module=self.model,
+            module=inference_form(self.model),
             examples=[{"images": self.example_batch(size)["lq"]} for size in (2, 1, 3)],
             dynamic={"images": {0: "batch"}},
             outputs=["restored"],

@@ -12,7 +12,9 @@ import torch
 from numpy.typing import NDArray
 
 from apps.core.run.atomic import check_place
+from apps.superres.models.network import inference_form
 from apps.superres.module import SuperresModule
+from apps.superres.restore import Restorer
 from datamodules.guard import CorruptSample
 from datamodules.image_files import SUFFIXES, images_below
 from datamodules.superres.bicubic import imresize
@@ -34,6 +36,7 @@ class ImagePredictor:
     def __init__(self, module: SuperresModule) -> None:
         self.module = module.eval()
         self.info = module.images
+        self.restorer = Restorer(inference_form(module.model), self.info.scale, module.config.tiles)
 
     def __call__(self, image: Any) -> NDArray[np.float32]:
         """Restore an image.
@@ -122,7 +125,7 @@ class ImagePredictor:
 
     def _restored(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
         images = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))[None]
-        restored = self.module.restorer(images)[0]
+        restored = self.restorer(images)[0]
         if not restored.isfinite().all():
             raise DataError("the model's output is not finite", mend="Check the weights: was the training stable?")
         found: NDArray[np.float32] = restored.clamp(0, 1).permute(1, 2, 0).cpu().numpy()

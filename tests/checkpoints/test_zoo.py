@@ -18,7 +18,7 @@ from graftwork.errors import ConfigError, WeightsError
 def run_checkpoint(tmp_path):
     story = {
         "task": "toy",
-        "config": {"seed": 4, "run": {"name": "x"}},
+        "config": {"seed": 4, "run": {"name": "x", "dir": "/home/me/runs"}, "data": {"root": "/home/me/photos"}},
         "info": {"inputs": 3},
         "metrics": {"val/mse": 1.5},
     }
@@ -44,7 +44,11 @@ def test_an_imported_entry_loads_by_name(listed):
     state, meta = resolve_weights("zoo:toy-demo", "toy")
     assert torch.equal(state["model.weight"], torch.ones(2, 3))
     assert meta.info == {"inputs": 3} and meta.metrics == {"val/mse": 1.5}
-    assert stored_config("zoo:toy-demo", "toy") == {"seed": 4}
+    assert stored_config("zoo:toy-demo", "toy") == {"seed": 4, "data": {}}
+
+
+def test_weights_that_are_passed_on_hold_no_folder_of_their_machine(listed):
+    assert b"/home/me" not in (listed.parent / "demo" / "toy-demo.safetensors").read_bytes()
 
 
 def test_list_info_and_verify(listed, capsys):

@@ -9,6 +9,7 @@ from graftwork.names import unknown
 TASKS = {
     "forecasting": "apps.forecasting.config:TASK",
     "classification": "apps.classification.config:TASK",
+    "superres": "apps.superres.config:TASK",
 }
 
 

@@ -155,7 +155,7 @@ def begin(start: Start, task: Task, config: AppConfig, options: VerbOptions, mod
     folder.write_config(options.config_text)
     if options.weights:
         state, meta = resolve_weights(options.weights, task.name)
-        module.load_weights(state, meta)
+        module.start_from(state, meta)
         log.info("starting from the weights of %s", meta.path)
 
 

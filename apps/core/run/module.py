@@ -253,6 +253,14 @@ class GraftModule(pl.LightningModule):
             )
         self.model.load_state_dict(tensors)
 
+    def start_from(self, state: Mapping[str, Tensor], meta: WeightsMeta) -> None:
+        """Begin a training with weights; an app may take a part of those that do not fit as a whole.
+
+        Raises:
+            WeightsError: They do not fit.
+        """
+        self.load_weights(state, meta)
+
     def _load_official(self, state: Mapping[str, Tensor], meta: WeightsMeta) -> None:
         from checkpoints.keymap import load_official
 

@@ -195,6 +195,7 @@ class CFSRTrunk(ResidualTrunk):
             upsampler=upsampler,
             image_range=config.image_range,
             receptive_radius=body + reach(upsampler, info.scale),
+            image_skip=config.image_skip,
         )
         self.config = config
         self.info = info

@@ -5,15 +5,17 @@ Shape legend of this folder: B batch, C channels of images, D features, H x W in
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from apps.superres.models.normalise import ImageRange
 from apps.superres.models.padding import pad_to_multiple
-from apps.superres.models.upsample import ResidualReconstruction, reconstruction
+from apps.superres.models.upsample import ResidualReconstruction, begin_at_zero, reconstruction
 from graftwork.errors import ShapeError
 
 if TYPE_CHECKING:
@@ -80,9 +82,13 @@ class ResidualTrunk(RestorationNetwork):
         shallow_bias: The first convolution has a bias.
         receptive_radius: See :class:`RestorationNetwork`.
         tile_multiple: See :class:`RestorationNetwork`.
+        image_skip: Add the image, enlarged by cubic interpolation, to the result; the last convolution then begins at
+            zero, so that training starts from the interpolated image.
 
     Raises:
         ConfigError: The upsampler cannot give the scale.
+
+    Source: Liang et al. 2021 (SwinIR), section 3; the skip is that of Kim et al. 2016 (VDSR).
     """
 
     def __init__(
@@ -95,27 +101,48 @@ class ResidualTrunk(RestorationNetwork):
         shallow_bias: bool = True,
         receptive_radius: int | None = None,
         tile_multiple: int = 1,
+        image_skip: bool = False,
     ) -> None:
         super().__init__(info, receptive_radius=receptive_radius, tile_multiple=tile_multiple)
         self.range = ImageRange(info.channels, image_range)
         self.shallow = nn.Conv2d(info.channels, width, 3, padding=1, bias=shallow_bias)
         self.reconstruction = reconstruction(upsampler, width, info)
+        self.image_skip = image_skip and info.scale > 1
+        if self.image_skip:
+            begin_at_zero(self.reconstruction)
 
     def forward(self, images: Tensor) -> Tensor:
         """Restore images, see :meth:`RestorationNetwork.forward`."""
         self.check_images(images)
         height, width = images.shape[-2:]
-        x = self.range.centre(pad_to_multiple(images, self.tile_multiple))
+        x = self.range.centre(self.padded(images))
         x = x.contiguous(memory_format=torch.channels_last)
-        shallow = self.shallow(x)
-        restored = self.reconstruction(shallow + self.deep(shallow))
+        restored = self.reconstruction(self.features(x))
         if isinstance(self.reconstruction, ResidualReconstruction):
             restored = restored + x
+        if self.image_skip:
+            restored = restored + F.interpolate(x, scale_factor=self.scale, mode="bicubic")
         return self.range.restore(restored)[..., : height * self.scale, : width * self.scale]
+
+    def padded(self, images: Tensor) -> Tensor:
+        """Images continued to the right and to the bottom to a size that the layers take."""
+        return pad_to_multiple(images, self.tile_multiple)
+
+    def features(self, x: Tensor) -> Tensor:
+        """Shallow and deep features together, of centred images [B, C, H, W], [B, D, H, W]."""
+        shallow: Tensor = self.shallow(x)
+        return shallow + self.deep(shallow)
 
     def deep(self, shallow: Tensor) -> Tensor:
         """Deep features, the last convolution included, [B, D, H, W] to the same; both sides fit ``tile_multiple``."""
         raise NotImplementedError
+
+
+def inference_form(model: nn.Module) -> nn.Module:
+    """A network in its fastest form of the same function, in evaluation mode; a copy where it has such a form."""
+    model.eval()
+    merge: Callable[[], nn.Module] | None = getattr(model, "merge", None)
+    return model if merge is None else merge()
 
 
 def run_block(block: nn.Module, x: Tensor, checkpointing: bool) -> Tensor:

@@ -6,6 +6,8 @@ Shape legend: B batch, D features, C channels of images, H x W input, s scale.
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Mapping
 
 from torch import Tensor, nn
 
@@ -106,6 +108,14 @@ def reconstruction(kind: str, width: int, info: ImageInfo) -> nn.Module:
     )
 
 
+def begin_at_zero(layers: nn.Module) -> None:
+    """Let the last convolution of these layers give zeros until it has learnt something."""
+    last = [module for module in layers.modules() if isinstance(module, nn.Conv2d)][-1]
+    nn.init.zeros_(last.weight)
+    if last.bias is not None:
+        nn.init.zeros_(last.bias)
+
+
 def shuffle_factors(scale: int) -> list[int]:
     """Factors of the steps of pixel shuffling that make ``scale`` together.
 
@@ -119,6 +129,25 @@ def shuffle_factors(scale: int) -> list[int]:
             f"upsampler=classical cannot give scale={scale}", mend="Use scale 1, 2, 3, 4, 8, ... or upsampler=light"
         )
     return [2] * (scale.bit_length() - 1)
+
+
+def scale_of(tensors: Mapping[str, Tensor], channels: int) -> int | None:
+    """The scale that the last layers of a network were built for, by their weights.
+
+    Args:
+        tensors: Weights of a network by our names.
+        channels: C.
+
+    Returns:
+        The scale; None where the names do not tell.
+    """
+    prefix = "reconstruction."
+    steps = [value for key, value in tensors.items() if re.fullmatch(rf"{prefix}steps\.\d+\.weight", key)]
+    if f"{prefix}before.weight" in tensors:
+        return math.prod(math.isqrt(len(step) // CLASSICAL_WIDTH) for step in steps)
+    if f"{prefix}last.weight" in tensors:
+        return 1
+    return math.isqrt(len(steps[0]) // channels) if len(steps) == 1 else None
 
 
 def reach(kind: str, scale: int) -> int:
