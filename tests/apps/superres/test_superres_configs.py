@@ -1,0 +1,99 @@
+"""The configurations that ship: short, valid, and help that answers at once."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from apps.core.cli.layers import read_yaml
+from apps.core.cli.resolve import config_from_plain, resolve, to_yaml
+from apps.superres.config import TASK, SuperresConfig
+from apps.superres.models.config import MODELS
+from datamodules.superres.config import DATASETS
+from datamodules.superres.degradations.config import DEGRADATIONS
+
+ROOT = Path(__file__).resolve().parents[3]
+README = (ROOT / "apps/superres/README.md").read_text(encoding="utf-8")
+CONFIGS = sorted((ROOT / "configs/superres").glob("*.yaml"))
+HEAVY = ("torch", "pytorch_lightning", "pandas", "numpy", "matplotlib", "wandb", "scipy", "torchvision", "timm", "PIL")
+PROBE = """
+import runpy, sys
+sys.argv = {argv!r}
+try:
+    runpy.run_module({module!r}, run_name="__main__", alter_sys=True)
+except SystemExit as end:
+    code = end.code
+else:
+    code = 0
+print("CODE", code or 0, "HEAVY", sorted(set(sys.modules) & set({heavy!r})))
+"""
+RESTORATIONS = {"denoise", "deblock", "deblur", "demosaic", "dereflect", "derain"}
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_shipped_config_is_short_and_resolves_to_itself(path):
+    assert len(path.read_text().splitlines()) <= 40
+    assert "apps." not in re.sub(r"#.*|python -m \S+", "", path.read_text())
+    found = resolve(SuperresConfig, [read_yaml(path)], {})
+    assert config_from_plain(SuperresConfig, yaml.safe_load(to_yaml(found))) == found
+
+
+def test_every_purpose_has_a_config():
+    names = {path.stem for path in CONFIGS}
+    assert {"tiny", "demo", "folder", *RESTORATIONS, *(f"cfsr_x{scale}_set5" for scale in (2, 3, 4))} <= names
+
+
+@pytest.mark.parametrize("name", sorted(RESTORATIONS))
+def test_restorations_are_of_scale_one_and_swap_their_network(name):
+    for model in ("cfsr", "hat_s"):
+        found = resolve(SuperresConfig, [read_yaml(ROOT / f"configs/superres/{name}.yaml")], {"model.name": model})
+        assert found.data.degradation.scale == 1 and MODELS.name_of(found.model) == model
+
+
+def test_demosaicing_weighs_large_errors_up():
+    assert resolve(SuperresConfig, [read_yaml(ROOT / "configs/superres/demosaic.yaml")], {}).loss.kind.startswith(
+        "focus"
+    )
+
+
+def test_the_readme_names_what_there_is():
+    for file in re.findall(r"configs/\w+/\w+\.yaml", README):
+        assert (ROOT / file).is_file(), file
+    for registry in (MODELS, DATASETS, DEGRADATIONS):
+        for name in registry.names():
+            assert f"`{name}`" in README, name
+
+
+def start(module: str, *words: str) -> tuple[str, str]:
+    probe = PROBE.format(argv=[module, *words], module=module, heavy=HEAVY)
+    done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, cwd=ROOT, timeout=60)
+    return done.stdout, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        ((), 0),
+        (("fit", "--help"), 0),
+        (("fit", "--print_config"), 0),
+        (("fit", "--model.name", "cfrs"), 2),
+        (("fit", "--data.patch", "0"), 2),
+    ],
+)
+def test_answers_without_heavy_imports(words, code):
+    out, err = start("apps.superres", *words)
+    assert out.splitlines()[-1] == f"CODE {code} HEAVY []", out + err
+    assert "Traceback" not in err
+
+
+def test_help_and_the_listing_name_it():
+    out, _ = start("apps.superres", "--help")
+    for word in ("fit", "doctor", *MODELS.names(), *DATASETS.names()):
+        assert word in out, word
+    out, _ = start("apps")
+    assert TASK.title in out
