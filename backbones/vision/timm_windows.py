@@ -88,6 +88,24 @@ class _CallsItsLayer:
         self.__dict__["qkv_bias_separate"] = separate
 
 
+class _SwinAttention(swin_transformer.WindowAttention):
+    """Swin's attention by the fused kernel where that is faster.
+
+    Measured on a CPU, inference of Swin-T takes a quarter less time with it. It has no gradients for the table of
+    biases there, so training keeps timm's own form; so do other devices, where nothing was measured.
+    """
+
+    @property  # type: ignore[misc]
+    def fused_attn(self) -> bool:
+        """Whether to call the kernel of torch."""
+        on_cpu = self.relative_position_bias_table.device.type == "cpu"
+        return self.__dict__["fused_attn"] or (on_cpu and not torch.is_grad_enabled() and not exporting())
+
+    @fused_attn.setter
+    def fused_attn(self, fused: bool) -> None:
+        self.__dict__["fused_attn"] = fused
+
+
 class _SwinV2Attention(_CallsItsLayer, swin_transformer_v2.WindowAttention):
     pass
 
@@ -112,6 +130,7 @@ class _TinyViTAttention(tiny_vit.Attention):
 _MENDED: dict[type, type] = {
     swin_transformer.SwinTransformerBlock: _SwinBlock,
     swin_transformer_v2.SwinTransformerV2Block: _SwinV2Block,
+    swin_transformer.WindowAttention: _SwinAttention,
     swin_transformer_v2.WindowAttention: _SwinV2Attention,
     beit.Attention: _BeitAttention,
     eva.EvaAttention: _EvaAttention,

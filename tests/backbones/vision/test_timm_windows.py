@@ -76,6 +76,19 @@ def test_shifted_windows_never_join_opposite_borders(height, width, shift):
     torch.testing.assert_close(block._attn(x), attention_by_hand(block, x, shift), rtol=1e-4, atol=1e-5)
 
 
+def test_inference_by_the_fused_kernel_equals_the_explicit_form():
+    block = swin_block(shift=1)
+    x = torch.randn(3, 7, 5, 8, generator=torch.Generator().manual_seed(2))
+    explicit = block._attn(x)
+    assert not block.attn.fused_attn
+    with torch.no_grad():
+        assert block.attn.fused_attn
+        torch.testing.assert_close(block._attn(x), explicit, rtol=1e-5, atol=1e-5)
+        with torch.autocast("cpu", torch.bfloat16):
+            rough = block._attn(x)
+    assert (rough.float() - explicit).norm() < 0.05 * explicit.norm()
+
+
 def test_even_blocks_do_not_shift():
     block = swin_block(shift=0)
     x = torch.randn(1, 7, 8, 8)
