@@ -60,7 +60,7 @@ def dynamic_convolution(x: Tensor, kernels: Tensor, *, backend: str = "auto") ->
     form = _form(backend)
     with without_autocast(x):
         if form == "fast":
-            mixed: Tensor = _Streamed.apply(x, kernels, None, None, kernels.shape[2])
+            mixed: Tensor = _Streamed.apply(x, kernels, None, kernels.shape[2])
         else:
             dtype = _precise(x, kernels)
             mixed = (_side_by_side if form == "math" else _by_rows)(x.to(dtype), kernels.to(dtype))
@@ -91,13 +91,17 @@ def projected_dynamic_convolution(
     """
     _check_map(x)
     _check_projection(x, features, weight, bias, kernel)
-    form, matrix = _form(backend), weight.flatten(1)
+    form, dtype = _form(backend), _precise(x, features, weight)
+    matrix = weight.flatten(1).to(dtype)
     with without_autocast(x):
+        if bias is not None:
+            # As the weight of one more feature that is 1 everywhere the bias takes no pass over the kernels.
+            features = F.pad(features, (0, 0, 0, 0, 0, 1), value=1.0)
+            matrix = torch.cat([matrix, bias[:, None].to(dtype)], 1)
         if form == "fast":
-            mixed: Tensor = _Streamed.apply(x, features, matrix, bias, kernel)
+            mixed: Tensor = _Streamed.apply(x, features, matrix, kernel)
         else:
-            dtype = _precise(x, features, matrix)
-            kernels = _project(features.to(dtype), matrix.to(dtype), bias, kernel)
+            kernels = _project(features.to(dtype), matrix, kernel)
             mixed = (_side_by_side if form == "math" else _by_rows)(x.to(dtype), kernels)
     return mixed.to(x.dtype)
 
@@ -127,28 +131,24 @@ def _by_rows(x: Tensor, kernels: Tensor) -> Tensor:
     return mixed.flatten(1, 2)
 
 
-def _project(features: Tensor, weight: Tensor, bias: Tensor | None, side: int) -> Tensor:
+def _project(features: Tensor, weight: Tensor, side: int) -> Tensor:
     """Kernels [B, G, k, k, H, W] of features [B, F, H, W], positions last in memory whatever the features' order."""
-    flat = features.flatten(2)
-    if bias is None:
-        kernels = weight @ flat  # B, G k k, H W
-    else:
-        # In one step: another tensor as large costs a CPU more than the product.
-        kernels = torch.baddbmm(bias.to(flat.dtype)[:, None], weight.expand(flat.shape[0], -1, -1), flat)
+    kernels = weight @ features.flatten(2)  # B, G k k, H W
     return kernels.unflatten(2, features.shape[2:]).unflatten(1, (weight.shape[0] // side**2, side, side))
 
 
 class _Streamed(torch.autograd.Function):
     """The fast form, some positions at a time; saves its inputs only.
 
-    ``source`` holds the kernels, or where ``weight`` is given the features that they are projected from.
+    ``source`` holds the kernels, or where ``weight`` is given the features that they are projected from; the type of
+    ``weight`` is then that of all sums.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, source: Tensor, weight: Tensor | None, bias: Tensor | None, side: int) -> Tensor:
-        ctx.save_for_backward(x, source, weight, bias)
+    def forward(ctx: Any, x: Tensor, source: Tensor, weight: Tensor | None, side: int) -> Tensor:
+        ctx.save_for_backward(x, source, weight)
         ctx.side = side
-        block = _Block(x, source, weight, bias, side)
+        block = _Block(x, source, weight, side)
         padded = block.grouped(_padded(x, side, block.dtype))
         mixed = block.grouped(torch.zeros(x.shape, dtype=block.dtype, device=x.device))
         for part, rows in block.parts():
@@ -158,19 +158,17 @@ class _Streamed(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        x, source, weight, bias = ctx.saved_tensors
+        x, source, weight = ctx.saved_tensors
         with without_autocast(x):
-            return _gradients(_Block(x, source, weight, bias, ctx.side), gradient, ctx.needs_input_grad)
+            return _gradients(_Block(x, source, weight, ctx.side), gradient, ctx.needs_input_grad)
 
 
 class _Block:
     """The inputs of a call, cut into parts."""
 
-    def __init__(self, x: Tensor, source: Tensor, weight: Tensor | None, bias: Tensor | None, side: int) -> None:
+    def __init__(self, x: Tensor, source: Tensor, weight: Tensor | None, side: int) -> None:
         self.x, self.source, self.side = x, source, side
-        self.dtype = _precise(x, source) if weight is None else _precise(x, source, weight)
-        self.weight = None if weight is None else weight.to(self.dtype)
-        self.bias = None if bias is None else bias.to(self.dtype)
+        self.weight, self.dtype = weight, _precise(x, source) if weight is None else weight.dtype
         self.groups = source.shape[1] if weight is None else weight.shape[0] // side**2
 
     def grouped(self, tensor: Tensor) -> Tensor:
@@ -196,13 +194,18 @@ class _Block:
     def kernels(self, part: slice, rows: slice) -> Tensor:
         """Kernels of a part, [b, G, k, k, n, W]."""
         source = self.rows_of(part, rows)
-        return source if self.weight is None else _project(source, self.weight, self.bias, self.side)
+        return source if self.weight is None else _project(source, self.weight, self.side)
+
+
+def _surrounded(x: Tensor, side: int, dtype: torch.dtype) -> Tensor:
+    """Zeros for a map and what windows see around it, positions last in memory: [B, C, H + k - 1, W + k - 1]."""
+    height, width = x.shape[2:]
+    return torch.zeros(*x.shape[:2], height + side - 1, width + side - 1, dtype=dtype, device=x.device)
 
 
 def _padded(x: Tensor, side: int, dtype: torch.dtype) -> Tensor:
-    """The map with zeros around it, positions last in memory: [B, C, H + k - 1, W + k - 1]."""
-    margin, (height, width) = side // 2, x.shape[2:]
-    padded = torch.zeros(*x.shape[:2], height + 2 * margin, width + 2 * margin, dtype=dtype, device=x.device)
+    """The map with zeros around it."""
+    padded = _surrounded(x, side, dtype)
     _inner(padded, side).copy_(x)
     return padded
 
@@ -254,35 +257,28 @@ def _kernel_gradient(gradient: Tensor, windows: Tensor) -> Tensor:
 
 
 def _gradients(block: _Block, gradient: Tensor, needed: tuple[bool, ...]) -> tuple[Tensor | None, ...]:
-    """Gradients of map, source, weight and bias, those that are needed, and None for the side."""
-    x, source, side = block.x, block.source, block.side
+    """Gradients of map, source and weight, those that are needed, and None for the side."""
+    x, source, weight, side = block.x, block.source, block.weight, block.side
     padded = block.grouped(_padded(x, side, block.dtype)) if any(needed[1:]) else None
-    grad_padded = block.grouped(torch.zeros_like(_padded(x, side, block.dtype))) if needed[0] else None
+    grad_padded = block.grouped(_surrounded(x, side, block.dtype)) if needed[0] else None
     grad_source = torch.zeros(source.shape, dtype=source.dtype, device=source.device) if needed[1] else None
-    grad_weight, grad_bias = (
-        torch.zeros_like(tensor) if tensor is not None and wanted else None
-        for tensor, wanted in ((block.weight, needed[2]), (block.bias, needed[3]))
-    )
+    grad_weight = torch.zeros_like(weight) if weight is not None and needed[2] else None
     for part, rows in block.parts():
         outer = block.grouped(gradient[part, :, rows].to(block.dtype).contiguous())
         if grad_padded is not None:
             _spread(outer, block.kernels(part, rows), _windows(grad_padded[part], rows, side))
         if padded is None:
             continue
-        by_kernel = _kernel_gradient(outer, _windows(padded[part], rows, side))
-        if block.weight is None:
-            by_source = by_kernel
-        else:
-            flat = by_kernel.flatten(4).flatten(1, 3)  # b, G k k, n W
+        by_source = _kernel_gradient(outer, _windows(padded[part], rows, side))
+        if weight is not None:
+            by_kernel, size = by_source.flatten(4).flatten(1, 3), by_source.shape[-2:]  # b, G k k, n W
             if grad_weight is not None:
-                grad_weight += (flat @ block.rows_of(part, rows).flatten(2).mT).sum(0)
-            if grad_bias is not None:
-                grad_bias += flat.sum((0, 2))
-            by_source = (block.weight.mT @ flat).unflatten(2, by_kernel.shape[-2:])
+                grad_weight += (by_kernel @ block.rows_of(part, rows).flatten(2).mT).sum(0)
+            by_source = (weight.mT @ by_kernel).unflatten(2, size)
         if grad_source is not None:
             grad_source[part][..., rows, :] = by_source
     grad_x = None if grad_padded is None else _inner(grad_padded, side).flatten(1, 2).to(x.dtype)
-    return grad_x, grad_source, grad_weight, grad_bias, None
+    return grad_x, grad_source, grad_weight, None
 
 
 def _precise(*tensors: Tensor) -> torch.dtype:
@@ -317,12 +313,13 @@ def _check_projection(x: Tensor, features: Tensor, weight: Tensor, bias: Tensor 
     if features.dim() != 4 or [features.shape[0], *features.shape[2:]] != [batch, height, width]:
         expected = f"[{batch}, features, {height}, {width}]"
         raise ShapeError(f"features: expected {expected} to fit x {list(x.shape)}, got {list(features.shape)}")
-    outputs, inputs = weight.shape[0], features.shape[1]
+    inputs = features.shape[1]
     if weight.dim() not in (2, 4) or weight.shape[1] != inputs or weight.shape[2:].numel() != 1:
         raise ShapeError(
             f"weight: expected [groups * {kernel**2}, {inputs}] or the same with [1, 1] for features "
             f"{list(features.shape)}, got {list(weight.shape)}"
         )
+    outputs = weight.shape[0]
     groups, rest = divmod(outputs, kernel**2)
     if rest or groups < 1 or channels % groups:
         raise ShapeError(
