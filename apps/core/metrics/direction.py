@@ -45,6 +45,18 @@ _HIGHER = frozenset(
 )
 _LOWER = frozenset(["cer", "distance", "eer", "err", "error", "gap", "loss", "mae", "mse", "rate", "rmse", "wer"])
 
+_DECIBELS = frozenset(["psnr", "sdr", "sdri", "sdsdr", "sisdr", "sisdri", "snr"])
+
+
+def in_decibels(metric: str) -> bool:
+    """True for metrics on a logarithmic scale, of which differences tell and ratios do not.
+
+    Args:
+        metric: Name, with or without its split: ``"val/psnr_rgb"``.
+    """
+    words = re.split(r"[^a-z0-9]+", metric.lower().rpartition("/")[2])
+    return any(word in _DECIBELS or word.startswith("psnr") for word in words)
+
 
 def higher_is_better(metric: str) -> bool:
     """True for metrics such as accuracy, IoU or PSNR; errors, losses and everything unknown are better low.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from apps.core.metrics.direction import is_better
+from apps.core.metrics.direction import in_decibels, is_better
 
 MISSING = "–"
 
@@ -66,13 +66,15 @@ def size(count: float) -> str:
 
 
 def comparison(metric: str, ours: float | None, other: float | None) -> str:
-    """How ours stands to another value: '31 % better', '0.4 % worse', 'equal'; empty where that cannot be said."""
+    """How ours stands to another value: '31 % better', '0.93 dB better', 'equal'; empty where that cannot be said."""
     if ours is None or other is None or math.isnan(ours) or math.isnan(other):
         return ""
     verdict = is_better(metric, ours, other)
     if verdict is None:
         return "equal"
     word = "better" if verdict else "worse"
+    if in_decibels(metric) and math.isfinite(ours) and math.isfinite(other):
+        return f"{abs(ours - other):.2f} dB {word}"
     if other == 0 or math.isinf(ours) or math.isinf(other) or (ours < 0) != (other < 0):
         return word  # a percentage of nothing, or across zero, says nothing
     share = 100 * abs(ours - other) / abs(other)

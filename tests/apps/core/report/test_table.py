@@ -82,7 +82,9 @@ def test_sizes():
     ("metric", "ours", "other", "text"),
     [
         ("mse", 0.375, 0.5, "25 % better"),
-        ("psnr", 33.0, 30.0, "10 % better"),
+        ("psnr", 33.0, 30.0, "3.00 dB better"),
+        ("val/psnr_rgb", 29.9, 30.0, "0.10 dB worse"),
+        ("si_sdr", float("inf"), 30.0, "better"),
         ("mse", 0.508, 0.5, "1.6 % worse"),
         ("mse", 0.5, 0.5, "equal"),
         ("mse", 1.0, 0.0, "worse"),
