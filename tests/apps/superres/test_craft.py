@@ -318,6 +318,24 @@ def test_mixed_precision_stays_close():
     assert error.mean() < 0.05 * expected.std() and error.max() < 0.3 * expected.std()
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_networks_of_half_types_stay_close(dtype):
+    model, x = small(dtype=torch.float32, width=96), images(dtype=torch.float32)
+    with torch.no_grad():
+        expected = model(x)
+        output = model.to(dtype)(x.to(dtype))
+    assert output.dtype == dtype
+    error = (output.float() - expected).abs()
+    assert error.mean() < 0.05 * expected.std() and error.max() < 0.3 * expected.std()
+
+
+@pytest.mark.slow
+def test_compiled_as_one_graph():
+    model, x = small(dtype=torch.float32), images(9, 11, dtype=torch.float32)
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x), model(x), rtol=1e-4, atol=1e-4)
+
+
 def test_checkpointing_changes_no_gradient():
     results = []
     for checkpointing in (False, True):
