@@ -88,7 +88,7 @@ def test_sizes():
         ("mse", 0.508, 0.5, "1.6 % worse"),
         ("mse", 0.5, 0.5, "equal"),
         ("mse", 1.0, 0.0, "worse"),
-        ("si_sdr", 3.0, -3.0, "better"),
+        ("si_sdr", 3.0, -3.0, "6.00 dB better"),
         ("mse", math.nan, 1.0, ""),
         ("mse", 1.0, None, ""),
     ],
