@@ -17,7 +17,7 @@ Shape legend: B batch, C channels of images, D features, H x W input, F channels
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -25,10 +25,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from apps.superres.models.config import resolved_upsampler
-from apps.superres.models.network import RestorationNetwork
-from apps.superres.models.normalise import ImageRange
+from apps.superres.models.network import ResidualTrunk
 from apps.superres.models.padding import pad_right_bottom
-from apps.superres.models.upsample import ResidualReconstruction, reconstruction
 from backbones.vision.base import SMALLEST
 from backbones.vision.create import without_initial_weights
 from backbones.vision.layers import ChannelNorm
@@ -112,7 +110,7 @@ class LevelFusion(nn.Module):
         return features
 
 
-class TrunkRestorer(RestorationNetwork):
+class TrunkRestorer(ResidualTrunk):
     """A restoration network around a vision backbone.
 
     Args:
@@ -129,15 +127,16 @@ class TrunkRestorer(RestorationNetwork):
 
     def __init__(self, config: TrunkConfig, info: ImageInfo) -> None:
         levels = _levels(config, info.channels)
-        super().__init__(info, receptive_radius=None, tile_multiple=max(levels.strides))
+        super().__init__(
+            info,
+            width=config.width,
+            upsampler=resolved_upsampler(config.upsampler, "classical", info),
+            tile_multiple=max(levels.strides),
+            image_skip=config.image_skip,
+        )
         self.config, self.levels = config, levels
-        self.range = ImageRange(info.channels)
-        self.shallow = nn.Conv2d(info.channels, config.width, 3, padding=1)
         self.backbone: VisionBackbone = config.backbone.build(in_channels=info.channels, out_indices=levels.indices)
         self.fusion = LevelFusion(self.backbone.channels, levels.strides, config.width)
-        self.reconstruction = reconstruction(
-            resolved_upsampler(config.upsampler, "classical", info), config.width, info
-        )
         for name, values in (("mean", self.backbone.mean), ("std", self.backbone.std)):
             self.register_buffer(f"colour_{name}", _by_channel(values, info.channels), persistent=False)
 
@@ -149,30 +148,22 @@ class TrunkRestorer(RestorationNetwork):
         """Side that smaller images are padded to, in pixels: what backbones take, and two positions everywhere."""
         return max(2 * self.tile_multiple, -(-SMALLEST // self.levels.enlarge))
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Restore images, see :meth:`RestorationNetwork.forward`."""
-        self.check_images(images)
-        height, width = images.shape[-2:]
-        padded = pad_right_bottom(images, *self._padding(height, width))
-        x = self.range.centre(padded).contiguous(memory_format=torch.channels_last)
-        shallow = self.shallow(x)
-        restored = self.reconstruction(shallow + self.deep(padded))
-        if isinstance(self.reconstruction, ResidualReconstruction):
-            restored = restored + x
-        return self.range.restore(restored)[..., : height * self.scale, : width * self.scale]
-
-    def deep(self, images: Tensor) -> Tensor:
-        """Deep features of images [B, C, H, W] in [0, 1] whose sides fit ``tile_multiple``, [B, D, H, W]."""
-        x = (images - self.colour_mean) / self.colour_std
-        if self.levels.enlarge > 1:
-            x = F.interpolate(x, scale_factor=float(self.levels.enlarge), mode="bilinear", align_corners=False)
-        features: Tensor = self.fusion(self.backbone(x))
-        return features
-
-    def _padding(self, height: int, width: int) -> Iterator[int]:
-        for side in (height, width):
+    def padded(self, images: Tensor) -> Tensor:
+        """Images continued to a size that all levels fit and the backbone takes."""
+        missing = []
+        for side in images.shape[-2:]:
             longer = max(side, self.smallest)
-            yield longer + -longer % self.tile_multiple - side
+            missing.append(longer + -longer % self.tile_multiple - side)
+        return pad_right_bottom(images, *missing)
+
+    def features(self, x: Tensor) -> Tensor:
+        """Shallow and deep features together, of centred images [B, C, H, W], [B, D, H, W]."""
+        coloured = (self.range.restore(x) - self.colour_mean) / self.colour_std
+        if self.levels.enlarge > 1:
+            factor = float(self.levels.enlarge)
+            coloured = F.interpolate(coloured, scale_factor=factor, mode="bilinear", align_corners=False)
+        features: Tensor = self.shallow(x) + self.fusion(self.backbone(coloured))
+        return features
 
 
 def _levels(config: TrunkConfig, channels: int) -> Levels:

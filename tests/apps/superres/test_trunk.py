@@ -87,7 +87,7 @@ def test_strides_that_no_level_can_have_are_named():
 
 
 def test_the_network_is_what_its_description_says():
-    network = trunk("timm:test_resnet", scale=2, stride=2).double()
+    network = trunk("timm:test_resnet", stride=2, image_skip=False).double()
     x = torch.rand(2, 3, 32, 48, dtype=torch.float64)
     photographs = torch.tensor([0.4488, 0.4371, 0.4040])[:, None, None].double()
     mean, std = (torch.tensor(v).double()[:, None, None] for v in (network.backbone.mean, network.backbone.std))
@@ -109,6 +109,15 @@ def test_at_scale_one_the_image_itself_is_added():
         network.reconstruction.last.weight.zero_()
         network.reconstruction.last.bias.zero_()
         torch.testing.assert_close(network(x), x)
+
+
+def test_training_starts_from_the_enlarged_image():
+    network, x = trunk(scale=3, levels=2), torch.rand(1, 3, 32, 34)
+    assert network.tile_multiple == 2
+    with torch.no_grad():
+        torch.testing.assert_close(network(x), F.interpolate(x, scale_factor=3, mode="bicubic"))
+    network(x).square().sum().backward()
+    assert network.reconstruction.last.weight.grad.any()
 
 
 def test_grey_images_are_normalised_by_the_mean_of_the_colours():
@@ -142,12 +151,12 @@ def test_published_weights_fit_the_trunk(tmp_path):
 def test_checkpointing_and_stochastic_depth_reach_the_trunk():
     x, gradients = torch.rand(2, 3, 8, 8), []
     for checkpointing in (False, True):
-        network = trunk("nat_mini", backbone={"checkpointing": checkpointing}, levels=1).train()
+        network = trunk("nat_mini", backbone={"checkpointing": checkpointing}, levels=1, image_skip=False).train()
         network(x).square().mean().backward()
         gradients.append([parameter.grad for parameter in network.parameters()])
     for ours, theirs in zip(*gradients, strict=True):
         torch.testing.assert_close(ours, theirs)
-    network = trunk("nat_mini", backbone={"drop_path": 0.9})
+    network = trunk("nat_mini", backbone={"drop_path": 0.9}, image_skip=False)
     with torch.no_grad():
         assert torch.equal(network(x), network(x))
         assert not torch.equal(network.train()(x), network(x))
@@ -155,7 +164,7 @@ def test_checkpointing_and_stochastic_depth_reach_the_trunk():
 
 @pytest.mark.parametrize("name", [TINY, "biformer_tiny"])
 def test_a_short_training_lowers_the_loss(name):
-    network, x = trunk(name, width=16).train(), torch.rand(2, 3, 8, 8)
+    network, x = trunk(name, width=16, image_skip=False).train(), torch.rand(2, 3, 8, 8)
     target = F.interpolate(x, scale_factor=2, mode="bicubic")
     optimiser = torch.optim.Adam(network.parameters(), lr=1e-3)
     losses = []
