@@ -9,9 +9,10 @@ mixed into them.
 
 Built from the paper and from what is known of the original's defaults: GELU by tanh, layer norms with an epsilon of
 1e-6, maps resized bilinearly with antialiasing, images by nearest pixels. The numbers of parameters, 14.18 and 22.21
-million for two and three stages, agree with the published 14.1 and 22.2. Not verified: outputs against the original's, and the layout of its
-checkpoints, so there is no key map. Differs: first weights are chosen so that features do not grow from stage to stage
-and every restored image begins as the one seen; the image is added in supervised attention for any number of channels.
+million for two and three stages, agree with the published 14.1 and 22.2. Not verified: outputs against the original's,
+and the layout of its checkpoints, so there is no key map. Differs: first weights are chosen so that features do not
+grow from stage to stage and every restored image begins as the one seen; the image is added in supervised attention for
+any number of channels.
 
 Shape legend: B batch, C channels of images, H x W padded image, D features of level 0; level l has sides H / 2^l and
 2^l D features. Maps have their channels last.
