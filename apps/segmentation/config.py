@@ -1,0 +1,115 @@
+"""Options of the segmentation app. Standard library only."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from apps.core.config import AppConfig, OptimConfig, ScheduleConfig, TrainerConfig
+from apps.core.task import Task
+from apps.segmentation.models.config import MODELS
+from datamodules.segmentation.config import DATASETS
+from graftwork.components import component
+
+
+@dataclass(kw_only=True)
+class InferenceConfig:
+    """How images are seen at validation, test and prediction."""
+
+    mode: Literal["whole", "slide"] = "whole"
+    """Whole images, or windows of the size of training images that overlap."""
+    crop: int = 0
+    """Side of the windows, in pixels; 0 takes height and width of the training images."""
+    stride: int = 0
+    """Pixels from window to window; 0 takes two thirds of the window."""
+    scales: tuple[float, ...] = (1.0,)
+    """Sizes that an image is seen at, relative to its own; probabilities of all are averaged."""
+    flip: bool = False
+    """See each image mirrored, too."""
+    max_pixels: int = 4_194_304
+    """Larger images are read and predicted in tiles, so that memory does not grow with them."""
+
+    def problems(self) -> Iterator[str]:
+        """Values out of range or at odds."""
+        for name in ("crop", "stride"):
+            if getattr(self, name) < 0:
+                yield f"{name}={getattr(self, name)} must be 0 (automatic) or more"
+        if self.crop and self.stride > self.crop:
+            yield f"stride={self.stride} must be at most crop={self.crop}, else pixels are left out"
+        if not self.scales or min(self.scales) <= 0:
+            yield f"scales={list(self.scales)} must be one or more numbers above 0"
+        if self.max_pixels < 1024:
+            yield f"max_pixels={self.max_pixels} must be at least 1024"
+
+
+@dataclass(kw_only=True)
+class PanopticConfig:
+    """Which masks become segments; the defaults are each head's published ones for COCO."""
+
+    thing_threshold: float = -1.0
+    """Certainty that a thing must exceed; -1 takes the head's own."""
+    stuff_threshold: float = -1.0
+    """The same for stuff; -1 takes the head's own."""
+    overlap: float = 0.8
+    """Share of a mask that must be left after those before it took theirs."""
+    pixel_threshold: float = -1.0
+    """Probability from which on a pixel belongs to a mask; -1 takes the head's own."""
+    class_power: float = 1.0
+    """Exponent of the class's certainty in the order of masks (kMaX-DeepLab)."""
+    mask_power: float = 1.0
+    """Exponent of the mask's certainty in the order of masks (kMaX-DeepLab); 0 for Cityscapes."""
+
+    def problems(self) -> Iterator[str]:
+        """Values out of range."""
+        for name in ("thing_threshold", "stuff_threshold", "pixel_threshold"):
+            value = getattr(self, name)
+            if value != -1 and not 0 <= value <= 1:
+                yield f"{name}={value:g} must be from 0 to 1, or -1 for the head's own"
+        if not 0 <= self.overlap <= 1:
+            yield f"overlap={self.overlap:g} must be from 0 to 1"
+        for name in ("class_power", "mask_power"):
+            if getattr(self, name) < 0:
+                yield f"{name}={getattr(self, name):g} must be 0 or more"
+
+
+def _optim() -> OptimConfig:
+    return OptimConfig(name="adamw", lr=1e-4, weight_decay=0.05)
+
+
+def _schedule() -> ScheduleConfig:
+    return ScheduleConfig(name="cosine")
+
+
+def _trainer() -> TrainerConfig:
+    return TrainerConfig(max_epochs=100)
+
+
+@dataclass(kw_only=True)
+class SegmentationConfig(AppConfig):
+    """Give every pixel a class, and every object a segment."""
+
+    data: Any = component(DATASETS)
+    model: Any = component(MODELS)
+    inference: InferenceConfig = field(default_factory=InferenceConfig)
+    """Windows, scales and tiles."""
+    panoptic: PanopticConfig = field(default_factory=PanopticConfig)
+    """From masks to segments."""
+    optim: OptimConfig = field(default_factory=_optim)
+    """Optimiser."""
+    schedule: ScheduleConfig = field(default_factory=_schedule)
+    """Learning-rate schedule."""
+    trainer: TrainerConfig = field(default_factory=_trainer)
+    """Training loop."""
+
+
+TASK = Task(
+    name="segmentation",
+    title="semantic and panoptic segmentation of images",
+    config=SegmentationConfig,
+    module="apps.segmentation.module:SegmentationModule",
+    predictor="apps.segmentation.predict:SegmentationPredictor",
+    registries={"models": MODELS, "datasets": DATASETS},
+    monitor="val/miou",
+    mode="max",
+)

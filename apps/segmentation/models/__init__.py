@@ -1,0 +1,1 @@
+"""Heads of segmentation on any backbone, and what they share."""

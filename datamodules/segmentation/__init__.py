@@ -1,0 +1,1 @@
+"""Images with a class, or a segment, for every pixel."""
