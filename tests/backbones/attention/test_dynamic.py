@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from backbones.attention import dynamic as module
+from backbones.attention.__main__ import main
 from backbones.attention.dynamic import dynamic_convolution, projected_dynamic_convolution
 from backbones.timing import peak_memory
 from graftwork.errors import ConfigError, ShapeError
@@ -296,3 +299,13 @@ def test_other_wrong_inputs_are_named():
         projected_dynamic_convolution(*leaves, kernel=4)
     with pytest.raises(ConfigError, match=r"did you mean|one of"):
         dynamic_convolution(*inputs(), backend="maths")
+
+
+def test_benchmark_tells_memory_of_both_passes(tmp_path, capsys):
+    file = tmp_path / "rows.json"
+    words = ["benchmark", "dynamic_convolution_projected", "--repeats", "1", "--memory", "--output", str(file)]
+    assert main(words) == 0
+    (row,) = json.loads(file.read_text())["rows"]
+    assert 5 * row["forward_fast_bytes"] < row["forward_math_bytes"] < row["math_bytes"]
+    assert 5 * row["fast_bytes"] < row["math_bytes"] and row["growth"] < 1.1
+    assert "Peak memory of forward" in capsys.readouterr().out
