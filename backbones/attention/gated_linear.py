@@ -133,7 +133,8 @@ def _run(
 ) -> tuple[Tensor, Tensor | None]:
     """Bring a call into the shape of one direction: reading backwards is more samples, with their tokens flipped."""
     dtype = precise(q, k, v, *gates)
-    q, k, v, *gates = (tensor.to(dtype) for tensor in (q, k, v, *gates))
+    # an idle conversion would be two nodes of a graph
+    q, k, v, *gates = (tensor if tensor.dtype == dtype else tensor.to(dtype) for tensor in (q, k, v, *gates))
     samples = q.shape[0]
     if len(gates) == 2:
         q, k, v = (torch.cat([tensor, tensor.flip(1)]) for tensor in (q, k, v))

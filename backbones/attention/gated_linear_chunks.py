@@ -47,11 +47,8 @@ def is_mild(gates: Sequence[Tensor], chunk: int) -> bool:
 
 
 def precise(*tensors: Tensor) -> torch.dtype:
-    """The type to sum in: float32, or wider where a tensor is."""
-    dtype = torch.float32
-    for tensor in tensors:
-        dtype = torch.promote_types(dtype, tensor.dtype)
-    return dtype
+    """The type to sum in: float64 where a tensor is, else float32."""
+    return torch.float64 if any(tensor.dtype == torch.float64 for tensor in tensors) else torch.float32
 
 
 class ChunkedGatedLinear(torch.autograd.Function):

@@ -41,33 +41,39 @@ def by_pairs(q: Tensor, k: Tensor, v: Tensor, log_gate: Tensor, state: Tensor) -
     Returns:
         Mixed values [B, T, H, e], and the state after the last token.
     """
-    tokens, heads = q.shape[1:3]
-    chunks = _count(tokens)
-    q, k, v, log_gate = (_cut(x, chunks) for x in (q, k, v, log_gate))
+    tokens, heads, width = q.shape[1:]
+    packed = _cut(torch.cat([q, k, log_gate, v], dim=-1))
+    q, k, log_gate, v = packed.split([width, width, width, v.shape[-1]], dim=-1)
     q, k = q.mT, k.mT  # R, N, d, n
     between, since, until, total = _decays(log_gate, inclusive=True)
     scores = (q[..., None] * k[..., None, :] * between).sum(2)  # R, N, n, n
     entering, last = _entering((k * until) @ v, total, state.flatten(0, 1))
     mixed = scores @ v + (q * since).mT @ entering  # R, N, n, e
     mixed = mixed.flatten(1, 2).unflatten(0, (-1, heads)).transpose(1, 2)  # B, T and more, H, e
-    return mixed.index_select(1, torch.arange(tokens, device=mixed.device)), last.unflatten(0, (-1, heads))
+    return _first(mixed, tokens), last.unflatten(0, (-1, heads))
 
 
-def _count(tokens: int) -> int:
-    """Number of chunks."""
-    if isinstance(tokens, int):
-        return (tokens + CHUNK - 1) // CHUNK
-    # A graph must not depend on how an open length divides: the number is handed through a tensor, as one of which
-    # nothing is known, and a chunk more than needed makes it two or more for any length.
-    count: int = torch.scalar_tensor((tokens + CHUNK - 1) // CHUNK + 1, dtype=torch.int64).item()
-    torch._check(count >= 2)
-    return count
-
-
-def _cut(x: Tensor, chunks: int) -> Tensor:
+def _cut(x: Tensor) -> Tensor:
     """[B, T, H, channels] to [R, N, n, channels]; zeros fill up the last chunks, which are decays of one."""
-    x = F.pad(x, (0, 0, 0, 0, 0, 2 * CHUNK)).index_select(1, torch.arange(chunks * CHUNK, device=x.device))
-    return x.transpose(1, 2).flatten(0, 1).unflatten(1, (chunks, CHUNK))
+    tokens = x.shape[1]
+    count = (tokens + CHUNK - 1) // CHUNK
+    if isinstance(tokens, int):
+        if tokens % CHUNK:
+            x = F.pad(x, (0, 0, 0, 0, 0, count * CHUNK - tokens))
+    else:
+        # A graph must not depend on how an open length divides: the number is handed through a tensor, as one of which
+        # nothing is known, and a chunk more than needed makes it two or more for any length.
+        count = torch.scalar_tensor(count + 1, dtype=torch.int64).item()
+        torch._check(count >= 2)
+        x = _first(F.pad(x, (0, 0, 0, 0, 0, 2 * CHUNK)), count * CHUNK)
+    return x.transpose(1, 2).flatten(0, 1).unflatten(1, (count, CHUNK))
+
+
+def _first(x: Tensor, tokens: int) -> Tensor:
+    """The first tokens of [B, T, H, channels]; by index where the number is open, for the same reason."""
+    if isinstance(tokens, int) and isinstance(x.shape[1], int):
+        return x if x.shape[1] == tokens else x[:, :tokens]
+    return x.index_select(1, torch.arange(tokens, device=x.device))
 
 
 def _entering(added: Tensor, log_decay: Tensor, first: Tensor) -> tuple[Tensor, Tensor]:
@@ -86,9 +92,10 @@ def _entering(added: Tensor, log_decay: Tensor, first: Tensor) -> tuple[Tensor, 
         return _entering_open(added, log_decay, first)
     size = min(count, GROUP)
     groups = (count + size - 1) // size
-    missing = groups * size - count
-    added = F.pad(added, (0, 0, 0, 0, 0, missing)).unflatten(1, (groups, size)).transpose(2, 3)  # R, G, d, g, e
-    log_decay = F.pad(log_decay, (0, 0, 0, missing)).unflatten(1, (groups, size))  # R, G, g, d
+    if missing := groups * size - count:
+        added, log_decay = F.pad(added, (0, 0, 0, 0, 0, missing)), F.pad(log_decay, (0, 0, 0, missing))
+    added = added.unflatten(1, (groups, size)).transpose(2, 3)  # R, G, d, g, e
+    log_decay = log_decay.unflatten(1, (groups, size))  # R, G, g, d
     between, since, until, total = _decays(log_decay, inclusive=False)
     whole = (until[..., None, :] @ added).squeeze(-2)  # R, G, d, e
     if groups == 1:
@@ -96,7 +103,7 @@ def _entering(added: Tensor, log_decay: Tensor, first: Tensor) -> tuple[Tensor, 
     else:
         starts, last = _entering(whole, total, first)
     entering = between @ added + since[..., None] * starts[..., None, :]
-    return entering.transpose(2, 3).flatten(1, 2)[:, :count], last
+    return _first(entering.transpose(2, 3).flatten(1, 2), count), last
 
 
 def _entering_open(added: Tensor, log_decay: Tensor, first: Tensor) -> tuple[Tensor, Tensor]:
