@@ -18,10 +18,10 @@ from PIL import Image
 from apps.classification.module import FINE_TUNE, ClassificationModule
 from apps.classification.visualise import draw_gallery, draw_guesses
 from apps.core.run.atomic import replace_file
-from datamodules.classification.image import from_array, read_image, to_mode
 from datamodules.classification.transforms import EvalTransform
 from datamodules.guard import CorruptSample
 from datamodules.image_files import SUFFIXES, images_below
+from datamodules.image_reading import from_array, read_image, to_mode
 from graftwork.errors import ConfigError, DataError, UserError
 
 GALLERY = 24

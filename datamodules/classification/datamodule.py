@@ -12,11 +12,11 @@ from torch.utils.data import Dataset
 
 from datamodules.base import TaskDataModule
 from datamodules.classification.config import ImagesConfig
-from datamodules.classification.image import read_image
 from datamodules.classification.info import ClassificationInfo
 from datamodules.classification.layout import Layout, SplitFiles
 from datamodules.classification.transforms import EvalTransform, TrainTransform, data_info, restored
 from datamodules.findings import Finding
+from datamodules.image_reading import read_image
 
 logger = logging.getLogger(__name__)
 

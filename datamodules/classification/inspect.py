@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 
 from datamodules.classification.classes import CLASSES_FILE
 from datamodules.classification.config import FolderConfig, ImagesConfig
-from datamodules.classification.image import read_image
 from datamodules.classification.layout import Layout, SplitFiles
 from datamodules.findings import Finding, Level
 from datamodules.guard import CorruptSample
 from datamodules.image_files import images_below, is_hidden, is_image
+from datamodules.image_reading import read_image
 from graftwork.errors import UserError
 
 TINY_PX = 32

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datamodules.classification.image import from_array, read_image
 from datamodules.guard import CorruptSample
+from datamodules.image_reading import from_array, read_image
 from graftwork.errors import DataError
 
 GREY = np.array([[0, 64], [128, 255]], dtype=np.uint8)
