@@ -73,8 +73,8 @@ def channel_attention(
     q, k, v = autocast_types(q, k, v)
     weights = channel_weights(q, k, temperature, heads=heads, activation=activation, backend=backend).to(v.dtype)
     if resolve_form("channel_attention", backend) == "math":
-        return (weights @ v.unflatten(1, (heads, -1)).flatten(3)).reshape(v.shape)
-    return project_channels(v, _block_diagonal(weights))
+        return (weights @ _by_head(v, heads)).reshape(v.shape)
+    return _mixed(weights, v)
 
 
 def projected_channel_attention(
@@ -203,11 +203,15 @@ def project_channels(v: Tensor, matrices: Tensor, bias: Tensor | None = None) ->
 
 
 def _cosines(q: Tensor, k: Tensor, heads: int) -> Tensor:
-    """[B, h, d, d]; the products of all channels in one go, since those between heads cost less than a copy."""
-    products = q.flatten(2) @ k.flatten(2).transpose(1, 2)  # B, C, C
-    own = products.unflatten(2, (heads, -1)).unflatten(1, (heads, -1)).diagonal(dim1=1, dim2=3).permute(0, 3, 1, 2)
-    q_norms, k_norms = (_norms(tensor).unflatten(1, (heads, -1)) for tensor in (q, k))  # B, h, d
-    return own / (q_norms[..., None] * k_norms[:, :, None])
+    """Of channels of queries and keys, [B, h, d, d]."""
+    products = _by_head(q, heads) @ _by_head(k, heads).transpose(-2, -1)
+    q_norms, k_norms = (_norms(x).unflatten(1, (heads, -1)) for x in (q, k))  # B, h, d
+    return products / (q_norms[..., None] * k_norms[:, :, None])
+
+
+def _by_head(x: Tensor, heads: int) -> Tensor:
+    """[B, C, H, W] to [B, h, d, H W]."""
+    return x.unflatten(1, (heads, -1)).flatten(3)
 
 
 def _norms(x: Tensor) -> Tensor:
@@ -216,13 +220,17 @@ def _norms(x: Tensor) -> Tensor:
 
 
 def _literal_cosines(q: Tensor, k: Tensor, heads: int) -> Tensor:
-    q, k = (F.normalize(x.unflatten(1, (heads, -1)).flatten(3), dim=-1, eps=NORM_EPS) for x in (q, k))
+    q, k = (F.normalize(_by_head(x, heads), dim=-1, eps=NORM_EPS) for x in (q, k))
     return q @ k.transpose(-2, -1)
 
 
-def _block_diagonal(weights: Tensor) -> Tensor:
-    """[B, h, d, d] to [B, C, C], zeros between heads."""
-    return torch.diag_embed(weights.permute(0, 2, 3, 1), dim1=1, dim2=3).flatten(3).flatten(1, 2)
+def _mixed(weights: Tensor, v: Tensor) -> Tensor:
+    """The sums of values, in their memory order."""
+    values = _by_head(v, weights.shape[1])
+    if v.stride(1) != 1:
+        return (weights @ values).flatten(1, 2).unflatten(2, v.shape[2:])
+    rows = values.transpose(2, 3) @ weights.transpose(2, 3)  # B, h, H W, d
+    return rows.transpose(1, 2).flatten(2).unflatten(1, v.shape[2:]).permute(0, 3, 1, 2)
 
 
 def _check(q: Tensor, k: Tensor, temperature: Tensor, heads: int, activation: str) -> None:
