@@ -10,6 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from apps.core.cli.resolve import resolve
+from apps.superres.config import SuperresConfig
 from apps.superres.losses import restoration_loss, supervised_loss
 from apps.superres.models.config import MODELS, ImageInfo, MAXIM2Config, MAXIM3Config, MAXIMConfig
 from apps.superres.models.maxim import MAXIM, shrunk
@@ -24,6 +26,8 @@ from apps.superres.models.maxim_blocks import (
     resized,
 )
 from apps.superres.models.padding import before, pad_both_sides
+from apps.superres.module import SuperresModule
+from datamodules.superres.info import RestorationInfo
 from graftwork.errors import ConfigError, ShapeError
 
 SMALL = {"width": 4, "levels": 2, "supervised": 2, "groups": 1, "bottlenecks": 1, "high_side": 4, "low_side": 2}
@@ -304,3 +308,16 @@ def test_bad_values_are_named():
     for name in ("width", "stages", "levels", "groups", "bottlenecks", "high_side", "low_side"):
         with pytest.raises(ConfigError, match=f"{name}=0 must be at least 1"):
             small(**{name: 0})
+
+
+def test_the_app_trains_on_all_outputs():
+    overrides = {"model.name": "maxim_s2", "data.degradation": "gaussian_noise", "loss.frequency_weight": 0.1}
+    overrides |= {f"model.{name}": value for name, value in SMALL.items()}
+    config = resolve(SuperresConfig, [], overrides)
+    module = SuperresModule(config, RestorationInfo(scale=1, channels=3))
+    batch = {"lq": torch.rand(1, 3, 8, 8), "gt": torch.rand(1, 3, 8, 8)}
+    pairs = module.model.supervised(batch["lq"], batch["gt"])
+    assert len(pairs) == 4
+    torch.testing.assert_close(
+        module.training_loss(batch)["loss"], supervised_loss(pairs, "l1", frequency_weight=0.1)["loss"]
+    )
