@@ -313,3 +313,15 @@ def test_published_weights_on_set5(shared: Path, scale: int):
         original = original[:, : restored.shape[1], : restored.shape[2]]
         scores.append(float(psnr(restored, original, border=scale, colour="y")))
     assert sum(scores) / len(scores) == pytest.approx(SET5[scale], abs=0.001)
+
+
+def test_with_an_image_skip_training_begins_at_the_interpolated_image():
+    model = CFSRConfig(width=8, depths=(1,), image_skip=True).build(ImageInfo(scale=3, channels=3)).eval()
+    images = torch.rand(2, 3, 6, 7)
+    wanted = torch.nn.functional.interpolate(images, scale_factor=3, mode="bicubic")
+    torch.testing.assert_close(model(images), wanted)
+    torch.testing.assert_close(model.merge()(images), wanted)
+    with torch.no_grad():
+        model.reconstruction.steps[0].weight.normal_(std=0.1)
+    assert not torch.allclose(model(images), wanted, atol=1e-3)
+    torch.testing.assert_close(model.merge()(images), model(images), rtol=1e-4, atol=1e-5)
