@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from backbones.attention.attend import attend
-from backbones.attention.channel import channel_attention
+from backbones.attention.channel import projected_channel_attention
 from backbones.attention.deformable import deformable_attention
 from backbones.attention.dynamic import dynamic_convolution, projected_dynamic_convolution
 from backbones.attention.gated_linear import gated_linear_attention
@@ -115,11 +115,11 @@ def _deformable(side: int, device: str) -> Call:
 
 def _channel(side: int, device: str) -> Call:
     """Maps with their channels last in memory, as networks for restoration keep them."""
-    *maps, temperature = leaves = _leaves(device, *[(1, side, side, 48)] * 3, (6,))
+    *maps, temperature, projection = leaves = _leaves(device, *[(1, side, side, 48)] * 3, (6,), (48, 48))
 
     def run(backend: str) -> Tensor:
         q, k, v = (x.permute(0, 3, 1, 2) for x in maps)
-        return channel_attention(q, k, v, temperature, heads=6, backend=backend)
+        return projected_channel_attention(q, k, v, temperature, projection, heads=6, backend=backend)
 
     return Call(run, leaves)
 
@@ -160,7 +160,7 @@ CASES = {
     "gated_linear_attention": Case(_gated_linear, 56, "3,136 tokens, 3 heads of 16 / 32, both directions", linear=True),
     "window_attention": Case(_window, 56, "56 x 56, window 7 shifted by 3, 3 heads of 32, bias", linear=True),
     "deformable_attention": Case(_deformable, 64, "3 levels from 64 x 64, 5,376 queries, 8 heads of 32, 4 points"),
-    "channel_attention": Case(_channel, 64, "64 x 64, 6 heads of 8 channels", linear=True),
+    "channel_attention": Case(_channel, 64, "64 x 64, 6 heads of 8 channels, projected", linear=True),
     "dynamic_convolution": Case(_dynamic, 64, "64 x 64, kernel 7, 8 groups of 6 channels", linear=True),
     "dynamic_convolution_frame": Case(_dynamic_frame, 240, "the same on 180 x 320"),
     "dynamic_convolution_projected": Case(_dynamic_projected, 64, "64 x 64, kernels from 12 features", linear=True),
