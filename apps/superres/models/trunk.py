@@ -5,14 +5,16 @@ shallow convolution, deep features that end in a convolution and are added to it
 has groups of blocks at full resolution, here are the stages of a backbone as they are, downsampling included, so that
 every family runs and its published weights fit. Images are enlarged before the backbone until the first stage has the
 resolution that the configuration asks for: with ``stride`` 1, a backbone of patches of four pixels sees the image four
-times as large and has a position for every pixel. Later stages cost little and see far. The levels are brought back to
-pixels and summed, so each has a short way to the result, as every group of SwinIR has through its residuals.
+times as large and has a position for every pixel. Later stages cost little and see far. The levels are brought to the
+resolution of the finest and summed, so each has a short way to the result, as every group of SwinIR has. The image,
+enlarged, is added to the result, so that training starts from it.
 
-Three surprises: the shallow features keep what a coarse trunk cannot; a backbone sees colours normalised as its
-published weights want them, the frame sees them centred only; stages that would be coarser than ``coarsest`` are not
-built.
+Three surprises: the shallow features, which are always at full resolution, keep what a coarse trunk cannot; a backbone
+sees colours normalised as its published weights want them, the frame sees them centred only; stages that no used level
+needs are not built.
 
-Shape legend: B batch, C channels of images, D features, H x W input, F channels of a level, e pixels per position.
+Shape legend: B batch, C channels of images, D features, H x W input, F channels of a level, e pixels per position of a
+level and e0 of the finest.
 """
 
 from __future__ import annotations
