@@ -6,7 +6,7 @@ Heads are registered in :data:`HEADS`; each family has its configuration in a fi
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from backbones.vision.config import BACKBONES
 from datamodules.segmentation.info import SegmentationInfo
@@ -37,6 +37,8 @@ class SegmenterConfig:
     """The trunk."""
     head: Any = component(HEADS)
     """What turns its levels into classes or segments."""
+    class_weights: Literal["none", "median", "sqrt"] = "none"
+    """Weigh rare classes up: by median frequency balancing, or by its square root."""
 
     def build(self, info: SegmentationInfo) -> Segmenter:
         """The model for images and classes of these data."""
