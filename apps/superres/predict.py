@@ -126,9 +126,10 @@ class ImagePredictor:
     def _restored(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
         images = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))[None]
         restored = self.restorer(images)[0]
-        if not restored.isfinite().all():
+        if not all(bound.isfinite() for bound in restored.aminmax()):  # NaN is in both; makes no copy of a large image
             raise DataError("the model's output is not finite", mend="Check the weights: was the training stable?")
-        found: NDArray[np.float32] = restored.clamp(0, 1).permute(1, 2, 0).cpu().numpy()
+        # in place: a large image is held once
+        found: NDArray[np.float32] = restored.clamp_(0, 1).permute(1, 2, 0).cpu().numpy()
         return found
 
 

@@ -37,6 +37,9 @@ _WITH_DPI = ("PNG", "JPEG", "TIFF", "BMP")
 _INCH_M = 0.0254
 _TEXT_TAGS = (270, 271, 272, 315, 33432)
 
+_STRIP = 1 << 20
+"""Pixels that are rounded at a time."""
+
 
 def write_image(
     path: str | Path,
@@ -100,14 +103,24 @@ def _values(pixels: NDArray[Any], alpha: NDArray[Any] | None, bits: int) -> NDAr
         raise ShapeError(f"expected pixels [H, W], [H, W, 1] or [H, W, 3], got {list(np.shape(pixels))}")
     if image.dtype.kind != "f":
         raise DataError(f"pixels of type {image.dtype}", mend="Expected floating point from 0 to 1")
-    if alpha is not None:
-        if alpha.shape != image.shape[:2]:
-            raise ShapeError(f"opacity {list(alpha.shape)} does not fit pixels {list(image.shape[:2])}")
-        image = np.concatenate([image, alpha[..., None].astype(image.dtype)], axis=2)
-    full = 2**bits - 1
-    kind = np.uint16 if bits == 16 else np.uint8
-    values = np.rint(np.clip(np.nan_to_num(image).astype(np.float64), 0, 1) * full).astype(kind)
-    return np.ascontiguousarray(values[..., 0] if values.shape[2] == 1 else values)
+    if alpha is not None and alpha.shape != image.shape[:2]:
+        raise ShapeError(f"opacity {list(alpha.shape)} does not fit pixels {list(image.shape[:2])}")
+    channels = image.shape[2] + (alpha is not None)
+    values = np.empty((*image.shape[:2], channels), dtype=np.uint16 if bits == 16 else np.uint8)
+    # Some rows at a time: float64 of a whole photograph would take more memory than restoring it.
+    step = max(1, _STRIP // max(1, image.shape[1]))
+    for top in range(0, image.shape[0], step):
+        rows = slice(top, top + step)
+        values[rows, :, : image.shape[2]] = _whole(image[rows], 2**bits - 1)
+        if alpha is not None:
+            values[rows, :, -1] = _whole(alpha[rows], 2**bits - 1)
+    return values[..., 0] if channels == 1 else values
+
+
+def _whole(part: NDArray[Any], full: int) -> NDArray[np.float64]:
+    """Floating point as whole numbers up to ``full``."""
+    found: NDArray[np.float64] = np.rint(np.clip(np.nan_to_num(part).astype(np.float64), 0, 1) * full)
+    return found
 
 
 def _by_pillow(path: Path, values: NDArray[np.uint8], kind: str, extra: Metadata, quality: int) -> bytes:
