@@ -67,6 +67,7 @@ class MaskOutput(NamedTuple):
         auxiliary: Outputs of earlier layers, first layer first, for the loss alone; empty outside of training.
         features: Of pixels, where a loss compares them, [B, F, h, w].
         semantic: Logits of an auxiliary head, [B, C or C + 1, h', w'], in training.
+        weight: Factor of the loss, a scalar, where training draws the depth of a network.
     """
 
     classes: Tensor
@@ -74,6 +75,7 @@ class MaskOutput(NamedTuple):
     auxiliary: tuple[MaskOutput, ...] = ()
     features: Tensor | None = None
     semantic: Tensor | None = None
+    weight: Tensor | None = None
 
 
 class Panoptic(NamedTuple):

@@ -68,8 +68,8 @@ class Mask2FormerConfig:
     """Share of features dropped in the encoder's branches."""
     exits: Literal["none", "sample", "gate"] = "none"
     """Early exits of the encoder (ECO-M2F): none; one drawn for each step, to train a parent; a gate's choice."""
-    exit_cost: float = 0.01
-    """What a layer of the encoder must bring in quality, from 0 to 1, for the gate to choose it."""
+    exit_layer: int = 0
+    """Layer of the encoder after which every image leaves outside of training; 0 leaves it to exits."""
     class_weight: float = 2.0
     """Factor of the loss of classes."""
     mask_weight: float = 5.0
@@ -106,8 +106,8 @@ class Mask2FormerConfig:
         yield from self._width_problems()
         if not 0 <= self.dropout < 1:
             yield f"dropout={self.dropout:g} must be at least 0 and below 1"
-        if self.exit_cost < 0:
-            yield f"exit_cost={self.exit_cost:g} must be 0 or more"
+        if not 0 <= self.exit_layer <= self.encoder_layers:
+            yield f"exit_layer={self.exit_layer} must be from 0 to encoder_layers={self.encoder_layers}"
         if self.oversample < 1:
             yield f"oversample={self.oversample:g} must be at least 1"
         if not 0 <= self.importance <= 1:
