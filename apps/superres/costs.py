@@ -20,7 +20,7 @@ from backbones.timing import measure, peak_memory, ratio
 from backbones.vision.measure import multiplications
 
 SLOW_S = 4.0
-"""A call that takes longer than this is measured with a third of the repeats."""
+"""A call that takes longer than this is measured once more, without a rival."""
 
 
 class Cost(NamedTuple):
@@ -107,17 +107,20 @@ def costs(found: Network, repeats: int) -> Iterator[Cost]:
     """A row for every other form beside the one for inference, or one row without a rival."""
     parameters = sum(parameter.numel() for parameter in found.model.parameters())
     gmacs = multiplications(found.model, found.images) / 1e9
-    first = measure({"fast": found.forms["inference"]}, repeats=1)["fast"].p50
-    timings = measure(found.forms, repeats=repeats if first < SLOW_S else max(1, repeats // 3))
-    memory = {name: peak_memory(form) / 2**20 for name, form in found.forms.items()}
-    wanted, fast = found.forms["inference"](), timings["inference"]
+    forms = dict(found.forms)
+    first = measure({"inference": forms["inference"]}, repeats=1, warmup=0)["inference"].p50
+    if first > SLOW_S:
+        forms = {"inference": forms["inference"]}
+    timings = measure(forms, repeats=repeats if first < SLOW_S else 1, warmup=int(first < SLOW_S))
+    memory = {name: peak_memory(form) / 2**20 for name, form in forms.items()}
+    wanted, fast = forms["inference"](), timings["inference"]
     facts = (found.name, found.size, parameters, gmacs, fast.p50 * 1e3, memory["inference"])
-    rivals = [name for name in found.forms if name != "inference"]
+    rivals = [name for name in forms if name != "inference"]
     if not rivals:
         yield Cost(*facts)
     for rival in rivals:
         paired = ratio(timings[rival], fast)
-        difference = float((found.forms[rival]() - wanted).abs().max())
+        difference = float((forms[rival]() - wanted).abs().max())
         yield Cost(*facts, rival, timings[rival].p50 * 1e3, memory[rival], *paired, difference)
 
 
