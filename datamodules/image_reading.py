@@ -15,6 +15,7 @@ from datamodules.guard import CorruptSample
 from graftwork.errors import DataError
 
 SIXTEEN_BIT = ("I;16", "I;16B", "I;16L", "I;16N")
+_ORIENTATION = 274
 WITH_ALPHA = ("RGBA", "LA", "PA", "La", "RGBa")
 
 
@@ -50,6 +51,25 @@ def read_image(path: Path, channels: int = 3) -> Image.Image:
     if image.mode == "I" and stored.format in ("PNG", "PPM"):  # 16 bits in the file
         image = _eight_bit(image)
     return to_mode(image, channels, str(path))
+
+
+def upright_size(path: Path) -> tuple[int, int]:
+    """Height and width of an image as :func:`read_image` gives it, from the head of its file.
+
+    Raises:
+        CorruptSample: The head cannot be read.
+    """
+    try:
+        with warnings.catch_warnings(), Image.open(path) as image:
+            warnings.simplefilter("ignore")
+            width, height = image.size
+            turned = image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
+    except OSError as error:
+        what = "cannot be decoded" if path.is_file() else "cannot be read"
+        raise CorruptSample(f"{what}: {error.strerror or _first_line(error)}", str(path), MEND) from error
+    except Exception as error:  # as above
+        raise CorruptSample(f"cannot be decoded: {_first_line(error)}", str(path), MEND) from error
+    return (width, height) if turned else (height, width)
 
 
 MEND = "Replace or remove the file, or go on without it by --data.on_corrupt skip"

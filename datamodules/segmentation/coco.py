@@ -1,0 +1,272 @@
+"""Annotations in COCO's format: panoptic (PNG files of numbers) and instances (polygons and run-length codes).
+
+Shape legend: H, W sides of the image; S segments.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from datamodules.guard import CorruptSample
+from datamodules.segmentation.classes import MOST_CLASSES, ClassTable, Colour, checked_names, colour_map
+from datamodules.segmentation.info import IGNORED
+from datamodules.segmentation.labels import MEND, LabelReader, Labels, Size, check_size, from_segments, open_mask
+from datamodules.segmentation.layout import Item
+from datamodules.segmentation.polygons import flat_polygons, polygon_mask, run_length_mask
+from graftwork.errors import DataError
+
+
+class Segment(NamedTuple):
+    """A segment of a panoptic image.
+
+    Args:
+        id: Its number in the PNG file.
+        category: Number of its class, as the file has it.
+        crowd: Whether it is a group of objects.
+    """
+
+    id: int
+    category: int
+    crowd: bool
+
+
+@dataclass(frozen=True)
+class CocoFile:
+    """A JSON file of annotations.
+
+    Args:
+        path: The file.
+        categories: Its classes, as they stand there.
+        files: Name of each image's file, by the number of the image.
+        annotations: Annotations of each image: one with ``segments_info`` (panoptic), or any number (instances).
+        panoptic: Which of both.
+        digest: Of its content.
+    """
+
+    path: Path
+    categories: tuple[dict[str, Any], ...]
+    files: Mapping[int, str]
+    annotations: Mapping[int, list[dict[str, Any]]]
+    panoptic: bool
+    digest: bytes
+
+    def by_name(self) -> dict[str, list[dict[str, Any]]]:
+        """Annotations by the image's file name without ending; images without any have an empty list."""
+        return {PurePosixPath(name).stem: self.annotations.get(number, []) for number, name in self.files.items()}
+
+
+def read_coco(path: Path) -> CocoFile:
+    """Read a JSON file of annotations.
+
+    Raises:
+        DataError: It is missing, no JSON, or lacks what the format has.
+    """
+    content, found = read_json(path)
+    annotations: dict[int, list[dict[str, Any]]] = defaultdict(list)
+    try:
+        for annotation in found["annotations"]:
+            annotations[annotation["image_id"]].append(annotation)
+        files = {image["id"]: str(image["file_name"]) for image in found["images"]}
+        categories = tuple(sorted(found["categories"], key=lambda category: category["id"]))
+        checked_names([str(category["name"]) for category in categories], str(path))
+        panoptic = any("segments_info" in annotation for annotation in found["annotations"])
+    except (KeyError, TypeError) as error:
+        text = f"is no file of COCO annotations, {error} is missing or of another kind"
+        raise DataError(text, str(path), "Expected images, annotations and categories as COCO has them") from error
+    return CocoFile(path, categories, files, annotations, panoptic, hashlib.blake2b(content).digest())
+
+
+def read_json(path: Path) -> tuple[bytes, Any]:
+    """Bytes and content of a JSON file.
+
+    Raises:
+        DataError: It cannot be read.
+    """
+    try:
+        content = path.read_bytes()
+        return content, json.loads(content)
+    except (OSError, ValueError) as error:
+        raise DataError(f"cannot be read as JSON: {error}", str(path), "Write or download it again") from error
+
+
+def class_table(
+    file: CocoFile, names: Sequence[str] = (), things_first: bool = False
+) -> tuple[ClassTable, dict[int, int]]:
+    """Classes of a file of annotations, and the label of each of its categories.
+
+    Args:
+        file: The annotations.
+        names: Names in the order of their labels; that of the categories' numbers if empty.
+        things_first: Give things the first labels, as kMaX-DeepLab and others do on COCO.
+
+    Raises:
+        DataError: There is a category that ``names`` lacks, or a name without a category.
+    """
+    categories = list(file.categories)
+    if names:
+        categories = _in_order(categories, names, file.path)
+    elif things_first:
+        categories.sort(key=lambda category: not _is_thing(category, file.panoptic))
+    colours = [tuple(category["color"]) if _has_colour(category) else None for category in categories]
+    spare = colour_map(len(categories))
+    palette: tuple[Colour, ...] = tuple(colour or spare[place] for place, colour in enumerate(colours))
+    things = tuple(label for label, category in enumerate(categories) if _is_thing(category, file.panoptic))
+    table = ClassTable(tuple(str(category["name"]) for category in categories), palette, things)
+    return table, {int(category["id"]): label for label, category in enumerate(categories)}
+
+
+def _in_order(categories: list[dict[str, Any]], names: Sequence[str], path: Path) -> list[dict[str, Any]]:
+    known = {str(category["name"]): category for category in categories}
+    if strangers := sorted(set(known) - set(names)):
+        raise DataError(
+            f"has the category '{strangers[0]}', which the file of classes lacks", str(path), "Add it there"
+        )
+    if strangers := [name for name in names if name not in known]:
+        mend = "Remove it from the file of classes"
+        raise DataError(f"has no category '{strangers[0]}', which the file of classes names", str(path), mend)
+    return [known[name] for name in names]
+
+
+def _is_thing(category: Mapping[str, Any], panoptic: bool) -> bool:
+    return bool(category.get("isthing", not panoptic))
+
+
+def _has_colour(category: Mapping[str, Any]) -> bool:
+    colour = category.get("color")
+    return isinstance(colour, list) and len(colour) == 3
+
+
+class PanopticMasks(LabelReader):
+    """PNG files whose pixels are numbers of segments, R + 256 G + 65536 B; 0 is void.
+
+    Args:
+        file: Annotations, which give the class of each segment.
+        labels: Category to label; 255 ignores one.
+    """
+
+    tells_segments = True
+
+    def __init__(self, file: CocoFile, labels: Mapping[int, int]) -> None:
+        self.path, self.digest, self.labels = file.path, file.digest, dict(labels)
+        self.segments: dict[str, tuple[Segment, ...]] = {}
+        for name, entries in file.by_name().items():
+            if entries:
+                self.segments[name] = _segments_of(entries[0], file.path)
+
+    def read(self, item: Item, size: Size, segments: bool = False) -> Labels:
+        """Labels of an image."""
+        pixels = np.asarray(open_mask(item.label).convert("RGB"), dtype=np.int64)  # H, W, 3
+        check_size(pixels, size, item.label, item.image)
+        ids, inverse = np.unique(pixels @ np.array([1, 256, 65536]), return_inverse=True)
+        listed = {segment.id: segment for segment in self.segments[item.image.stem]}
+        unlisted = [number for number in ids.tolist() if number and number not in listed]
+        if unlisted:
+            text = f"has the segment {unlisted[0]}, which {self.path} does not list"
+            raise DataError(text, str(item.label), "Both files must be of one version; save PNG files unchanged")
+        found = [listed[number] for number in ids.tolist() if number]
+        numbers = np.where(ids > 0, np.cumsum(ids > 0) - 1, -1).astype(np.int32)
+        classes = [self._label(segment, item) for segment in found]
+        crowd = [segment.crowd for segment in found]
+        return from_segments(numbers[inverse.reshape(size)], classes, crowd, segments)
+
+    def signature(self) -> bytes:
+        """Content of the annotations, and labels."""
+        return self.digest + repr(sorted(self.labels.items())).encode()
+
+    def _label(self, segment: Segment, item: Item) -> int:
+        if segment.category not in self.labels:
+            text = f"segment {segment.id} of {item.name} has the category {segment.category}, which is not listed"
+            raise DataError(text, str(self.path), "Add it to categories")
+        return self.labels[segment.category]
+
+
+def _segments_of(annotation: Mapping[str, Any], path: Path) -> tuple[Segment, ...]:
+    try:
+        return tuple(
+            Segment(int(info["id"]), int(info["category_id"]), bool(info.get("iscrowd", 0)))
+            for info in annotation["segments_info"]
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        text = f"segments_info of image {annotation.get('image_id')} is not as expected: {error}"
+        raise DataError(text, str(path), "Expected id, category_id and iscrowd") from error
+
+
+class InstanceAnnotations(LabelReader):
+    """Objects as polygons or run-length codes; smaller objects lie on larger ones.
+
+    Args:
+        file: Annotations.
+        labels: Category to label.
+        background: Label of pixels of no object; 255 ignores them.
+    """
+
+    tells_segments = True
+
+    def __init__(self, file: CocoFile, labels: Mapping[int, int], background: int) -> None:
+        self.path, self.digest = file.path, file.digest
+        self.labels, self.background = dict(labels), background
+        self.annotations = file.by_name()
+
+    def read(self, item: Item, size: Size, segments: bool = False) -> Labels:
+        """Labels of an image."""
+        classes, crowd = [self.background], [False]
+        drawn = np.zeros(size, dtype=np.int32)
+        masks = [(self._mask(entry, size, item), entry) for entry in self.annotations[item.image.stem]]
+        for mask, entry in sorted(masks, key=lambda pair: (not pair[1].get("iscrowd"), -int(pair[0].sum()))):
+            label = self.labels.get(int(entry.get("category_id", -1)))
+            if label is None:
+                text = f"an annotation of {item.name} has the category {entry.get('category_id')}, which is not listed"
+                raise DataError(text, str(self.path), "Add it to categories")
+            drawn[mask] = len(classes)
+            classes.append(label)
+            crowd.append(bool(entry.get("iscrowd")))
+        return from_segments(drawn, classes, crowd, segments)
+
+    def signature(self) -> bytes:
+        """Content of the annotations, and labels."""
+        return self.digest + repr((sorted(self.labels.items()), self.background)).encode()
+
+    def _mask(self, entry: Mapping[str, Any], size: Size, item: Item) -> NDArray[np.bool_]:
+        shape: Any = entry.get("segmentation")
+        try:
+            mask = run_length_mask(shape) if isinstance(shape, dict) else polygon_mask(flat_polygons(shape), *size)
+        except (TypeError, KeyError, ValueError) as error:
+            text = f"annotation {entry.get('id')} of {item.name} has no readable segmentation: {error}"
+            raise CorruptSample(text, str(self.path), MEND) from error
+        check_size(mask, size, self.path, item.image)
+        return mask
+
+
+def with_background(table: ClassTable, labels: Mapping[int, int], name: str) -> tuple[ClassTable, dict[int, int], int]:
+    """Classes with one for what no polygon covers.
+
+    Args:
+        table: Classes of the annotations.
+        labels: Category to label.
+        name: Of the background; a class of this name is used, else it becomes the first one. Empty to ignore.
+
+    Returns:
+        Classes, labels, and the label of the background.
+
+    Raises:
+        DataError: There are too many classes.
+    """
+    if not name:
+        return table, dict(labels), IGNORED
+    if name in table.names:
+        return table, dict(labels), table.names.index(name)
+    if len(table.names) >= MOST_CLASSES:
+        raise DataError(f"{len(table.names)} classes leave none for '{name}'", "data.background", "Set it to nothing")
+    black = (0, 0, 0)
+    palette = (black if black not in table.palette else colour_map(255)[-1], *table.palette)
+    wider = ClassTable((name, *table.names), palette, tuple(label + 1 for label in table.things))
+    return wider, {category: label + 1 for category, label in labels.items()}, 0

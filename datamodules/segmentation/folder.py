@@ -1,0 +1,304 @@
+"""A user's own images with masks.
+
+``images/train/*.jpg`` with ``masks/train/*.png``, or ``train/images`` with ``train/masks``, or ``images`` and ``masks``
+alone, shared out by the names of the images. Beside: ``classes.txt``, ``palette.txt`` where masks are colours. JSON
+files of COCO's format lie in the folder of masks or in its split's folder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from datamodules.image_files import images_below, is_hidden
+from datamodules.segmentation.classes import (
+    ClassTable,
+    checked_names,
+    colour_map,
+    read_names,
+    read_palette,
+)
+from datamodules.segmentation.coco import (
+    CocoFile,
+    InstanceAnnotations,
+    PanopticMasks,
+    class_table,
+    read_coco,
+    read_json,
+    with_background,
+)
+from datamodules.segmentation.config import FolderConfig
+from datamodules.segmentation.info import IGNORED
+from datamodules.segmentation.labelme import LabelMeShapes, names_in
+from datamodules.segmentation.labels import ColourMasks, IndexMasks, LabelReader, index_table, open_mask
+from datamodules.segmentation.layout import Item, Layout, Split, by_stem, cut, find_root, folder_names, matched
+from graftwork.errors import DataError
+from graftwork.names import nearest
+
+TREE = (
+    "root/images/train/*.jpg with root/masks/train/*.png and root/classes.txt (the same for val and test), or "
+    "root/train/images with root/train/masks, or root/images with root/masks"
+)
+SPLITS = ("train", "val", "test")
+ALIASES = {"val": ("val", "valid", "validation")}
+MASK_ENDINGS = ("_mask", "_labels", "_label", "_gt")
+"""Masks may be named as their image with one of these behind."""
+
+COCO_FILES = ("panoptic.json", "instances.json", "annotations.json", "_annotations.coco.json")
+
+
+class Place(NamedTuple):
+    """Folders of a split.
+
+    Args:
+        images: Of the images.
+        masks: Of the masks.
+        annotations: File in COCO's format, where there is one.
+    """
+
+    images: Path
+    masks: Path
+    annotations: Path | None
+
+
+class Reading(NamedTuple):
+    """Classes, and what reads the labels of each split."""
+
+    classes: ClassTable
+    readers: Mapping[str, LabelReader]
+
+
+def find_folder(config: FolderConfig) -> Layout:
+    """Find images and masks of each split.
+
+    Raises:
+        DataError: There is no such folder, it has no images, an image lacks its mask, or classes are not named.
+    """
+    config.check()
+    root = find_root(config.root, TREE)
+    places = split_places(root, config)
+    kind = config.masks if config.masks != "auto" else kind_of(places, root, config)
+    items: dict[str, tuple[Item, ...]] = {}
+    unused: list[Path] = []
+    annotations: dict[str, CocoFile] = {}
+    for split, place in places.items():
+        if kind in ("panoptic", "instances"):
+            annotations[split] = _annotations(place, kind)
+            items[split] = _listed_items(place, annotations[split])
+        else:
+            items[split], left = _paired(place, ".json" if kind == "labelme" else "")
+            unused += left
+    reading = _reading(kind, root, items, annotations, config)
+    splits = {split: Split(found, reading.readers[split]) for split, found in items.items()}
+    flat = "train" in places and places["train"].images == root / config.images_folder
+    shares = {"val": config.val_share, "test": config.test_share if flat and len(places) == 1 else 0.0}
+    missing = {split: share for split, share in shares.items() if split not in splits and share > 0}
+    splits |= cut(splits["train"], missing)
+    return Layout(root, reading.classes, splits, tuple(s for s in missing if s in splits), tuple(unused))
+
+
+def split_places(root: Path, config: FolderConfig) -> dict[str, Place]:
+    """Folders of each split that has images.
+
+    Raises:
+        DataError: There are none, or none for training, or one that was asked for is missing.
+    """
+    images, masks = root / config.images_folder, root / config.masks_folder
+    found: dict[str, Place] = {}
+    for split in SPLITS:
+        name = getattr(config, f"{split}_folder")
+        names = ALIASES.get(split, (split,)) if name == split else (name,)
+        for candidate in names:
+            inner, outer = images / candidate, root / candidate / config.images_folder
+            if inner.is_dir():
+                found[split] = _place(inner, masks / candidate, root, candidate)
+            elif outer.is_dir():
+                found[split] = _place(outer, root / candidate / config.masks_folder, root / candidate, candidate)
+            if split in found:
+                break
+        if split not in found and name != split:
+            raise DataError(f"no such folder: {images / name}", f"data.{split}_folder", f"Expected {TREE}")
+    if not found and images.is_dir():
+        return {"train": _place(images, masks, root, "train")}
+    if "train" not in found:
+        what = f"has images for {', '.join(found)} but none for training" if found else "has no folder of images"
+        raise DataError(f"{what}; found {folder_names(root)}", str(root), f"Expected {TREE}")
+    return found
+
+
+def _place(images: Path, masks: Path, beside: Path, split: str) -> Place:
+    names = (*COCO_FILES, f"{split}.json", f"panoptic_{split}.json", f"instances_{split}.json")
+    folders = dict.fromkeys((masks, images, beside, beside / "annotations"))
+    candidates = (folder / name for folder in folders for name in names)
+    return Place(images, masks, next((path for path in candidates if path.is_file()), None))
+
+
+def kind_of(places: Mapping[str, Place], root: Path, config: FolderConfig) -> str:
+    """What masks are, by the files of the training split.
+
+    Raises:
+        DataError: There are no masks.
+    """
+    place = places["train"]
+    if place.annotations is not None:
+        _, found = read_json(place.annotations)
+        entries = found.get("annotations", []) if isinstance(found, dict) else []
+        return "panoptic" if any("segments_info" in entry for entry in entries) else "instances"
+    files = sorted(path for path in place.masks.glob("*") if path.is_file() and not is_hidden(path.name))
+    if any(path.suffix.lower() == ".json" for path in files):
+        return "labelme"
+    masks = images_below(place.masks) if place.masks.is_dir() else []
+    if not masks:
+        what = "no masks" if place.masks.is_dir() else "no such folder of masks"
+        raise DataError(what, str(place.masks), f"Expected {TREE}")
+    colours = open_mask(place.masks / masks[0]).mode in ("RGB", "RGBA", "CMYK")
+    return "colour" if colours and (root / config.palette).is_file() else "index"
+
+
+def _paired(place: Place, ending: str) -> tuple[tuple[Item, ...], list[Path]]:
+    """Images with their masks, and masks without an image."""
+    inside = place.images == place.masks
+    images = by_stem(place.images, images_below(place.images))
+    if not images:
+        raise DataError("no images", str(place.images), f"Expected {TREE}")
+    if not place.masks.is_dir():
+        raise DataError("no such folder of masks", str(place.masks), f"Expected {TREE}")
+    files = _files_below(place.masks, ending) if ending else images_below(place.masks)
+    masks = by_stem(place.masks, files)
+    short = by_stem(place.masks, [file for stem, file in masks.items() if stem not in images], MASK_ENDINGS)
+    found = matched(place.images, images, place.masks, {**short, **masks})
+    used = {item.label for item in found}
+    return found, [] if inside else [place.masks / file for file in files if place.masks / file not in used]
+
+
+def _files_below(folder: Path, ending: str) -> list[str]:
+    paths = (path for path in folder.rglob(f"*{ending}") if path.is_file() and not is_hidden(path.name))
+    return sorted(path.relative_to(folder).as_posix() for path in paths)
+
+
+def _annotations(place: Place, kind: str) -> CocoFile:
+    if place.annotations is None:
+        mend = f"Expected {COCO_FILES[0] if kind == 'panoptic' else COCO_FILES[1]} there or beside"
+        raise DataError("no file of annotations", str(place.masks), mend)
+    found = read_coco(place.annotations)
+    if found.panoptic != (kind == "panoptic"):
+        mend = f"Set --data.masks {'panoptic' if found.panoptic else 'instances'}"
+        raise DataError(f"has no annotations of the kind '{kind}'", str(place.annotations), mend)
+    return found
+
+
+def _listed_items(place: Place, annotations: CocoFile) -> tuple[Item, ...]:
+    """Images of a folder that annotations speak of.
+
+    Raises:
+        DataError: A listed image is missing, or there are none.
+    """
+    below = by_stem(place.images, images_below(place.images))
+    entries = annotations.by_name()
+    items = []
+    for number, name in sorted(annotations.files.items(), key=lambda pair: pair[1]):
+        stem = name.rpartition(".")[0].rpartition("/")[2]
+        if stem not in below:
+            text = f"names the image {name}, which {place.images} lacks"
+            raise DataError(text, str(annotations.path), "Add it, or remove it from the annotations")
+        listed = annotations.annotations.get(number)
+        if annotations.panoptic and not listed:
+            raise DataError(f"has no annotation of the image {name}", str(annotations.path), "Add it")
+        png = str(entries[stem][0].get("file_name", f"{stem}.png")) if annotations.panoptic else ""
+        items.append(Item(stem, place.images / below[stem], place.masks / png if png else annotations.path))
+    if not items:
+        raise DataError("lists no images", str(annotations.path), f"Expected those of {place.images}")
+    return tuple(items)
+
+
+def _reading(
+    kind: str,
+    root: Path,
+    items: Mapping[str, tuple[Item, ...]],
+    annotations: Mapping[str, CocoFile],
+    config: FolderConfig,
+) -> Reading:
+    named = root / config.classes
+    names = read_names(named) if named.is_file() else []
+    if kind in ("panoptic", "instances"):
+        return _from_annotations(annotations, names, config)
+    if kind == "labelme":
+        return _from_shapes(items, names, config)
+    palette = root / config.palette
+    entries = read_palette(palette) if palette.is_file() else []
+    if kind == "colour" and not entries:
+        mend = "Expected a line for every class, such as 128 64 128 road"
+        raise DataError("no such file, which masks of colours need", str(palette), mend)
+    _agree(names, [name for _, name in entries], named, palette)
+    if not names and not entries:
+        mend = "Expected a name per line, in the order of the numbers in masks, from 0"
+        raise DataError("no such file; classes need names", str(named), mend)
+    listed = tuple(names or (name for _, name in entries))
+    every = ClassTable(listed, tuple(colour for colour, _ in entries) or colour_map(len(listed)))
+    numbers, classes, known = index_table(every, config.ignore_id)
+    reader: LabelReader
+    if kind == "colour":
+        reader = ColourMasks({colour: numbers[place] for place, (colour, _) in enumerate(entries)}, config.palette)
+    else:
+        reader = IndexMasks(numbers, known)
+    return Reading(classes, dict.fromkeys(items, reader))
+
+
+def _agree(names: list[str], coloured: list[str], named: Path, palette: Path) -> None:
+    """Stop where both files name classes and differ."""
+    if names and coloured and names != coloured:
+        both = zip(names, coloured, strict=False)
+        place, first, second = next(
+            ((place, one, other) for place, (one, other) in enumerate(both) if one != other),
+            (min(len(names), len(coloured)), "", ""),
+        )
+        what = f"'{first}' and '{second}'" if first else f"{len(names)} and {len(coloured)} classes"
+        text = f"does not agree with {palette.name} on class {place}: {what}"
+        raise DataError(text, str(named), "Both must name the same classes in the same order; or remove this one")
+
+
+def _from_annotations(annotations: Mapping[str, CocoFile], names: list[str], config: FolderConfig) -> Reading:
+    training = annotations["train"]
+    _same_categories(annotations)
+    known = {str(category["name"]) for category in training.categories}
+    covers_all = training.panoptic or config.background in known
+    table, labels = class_table(training, [name for name in names if covers_all or name != config.background])
+    if training.panoptic:
+        return Reading(table, {split: PanopticMasks(file, labels) for split, file in annotations.items()})
+    table, labels, background = with_background(table, labels, config.background)
+    readers = {split: InstanceAnnotations(file, labels, background) for split, file in annotations.items()}
+    things = tuple(label for label in table.things if label != background)
+    return Reading(ClassTable(table.names, table.palette, things), readers)
+
+
+def _same_categories(annotations: Mapping[str, CocoFile]) -> None:
+    """Stop where a split numbers its categories in another way than training."""
+    expected = {category["id"]: category["name"] for category in annotations["train"].categories}
+    for file in annotations.values():
+        for category in file.categories:
+            if expected.get(category["id"]) != category["name"]:
+                text = f"category {category['id']} is '{category['name']}', in {annotations['train'].path} it is "
+                wanted = expected.get(category["id"])
+                text += f"'{wanted}'" if wanted is not None else "missing"
+                raise DataError(text, str(file.path), "Number the categories of all splits in the same way")
+
+
+def _from_shapes(items: Mapping[str, tuple[Item, ...]], names: list[str], config: FolderConfig) -> Reading:
+    listed = names or names_in([item.label for item in items["train"]])
+    if config.background and config.background not in listed:
+        listed = [config.background, *listed]
+    checked_names(listed, config.classes if names else str(items["train"][0].label.parent))
+    things = tuple(_thing_labels(listed, config))
+    background = listed.index(config.background) if config.background else IGNORED
+    reader = LabelMeShapes({name: label for label, name in enumerate(listed)}, background, things)
+    return Reading(ClassTable.named(listed, things), dict.fromkeys(items, reader))
+
+
+def _thing_labels(names: list[str], config: FolderConfig) -> Iterator[int]:
+    for name in config.things:
+        if name not in names:
+            close = nearest(name, names)
+            hint = f"Did you mean '{close[0]}'?" if close else f"Expected some of {', '.join(names)}"
+            raise DataError(f"there is no class '{name}'", "data.things", hint)
+        yield names.index(name)
