@@ -171,6 +171,8 @@ class UNetConfig(PixelHeadConfig):
         for name in ("convs", "window", "heads", "widest"):
             if getattr(self, name) < 1:
                 yield f"{name}={getattr(self, name)} must be 1 or more"
+        if self.widest < self.channels:
+            yield f"widest={self.widest} must be at least channels={self.channels}"
         if self.upsample == "wau" and self.heads > 0 and (self.channels % self.heads or self.widest % self.heads):
             yield f"heads={self.heads} must divide channels={self.channels} and widest={self.widest}"
 
