@@ -2,13 +2,21 @@
 
 Two formats are understood: safetensors, and PyTorch files loaded with ``weights_only=True``. A file that is neither,
 that is cut short, or that would need code to be unpickled is refused with a sentence that says which of these it is.
+
+Checkpoints of training programs keep more than weights: histories of losses, numbers of numpy, options. Where a file
+names such a class of :data:`TRAINING_STATE`, an :class:`Inert` object takes its place: the class is neither imported
+nor called, and what was to become of it is forgotten. Any other name is refused.
 """
 
 from __future__ import annotations
 
+import pickletools
 import re
+import zipfile
 from collections.abc import Mapping
+from contextlib import ExitStack, suppress
 from pathlib import Path
+from typing import IO
 
 import torch
 from safetensors import SafetensorError
@@ -20,9 +28,49 @@ from graftwork.errors import WeightsError
 CONTAINERS = ("state_dict", "model_state_dict", "model", "module", "params_ema", "params", "net")
 """Keys under which training programs keep the state dict inside a checkpoint, in order of preference."""
 
+TRAINING_STATE = (
+    "mmengine.",
+    "mmcv.",
+    "mmseg.",
+    "mmdet.",
+    "numpy.",
+    "fvcore.common.",
+    "detectron2.",
+    "omegaconf.",
+    "yacs.config.",
+    "addict.",
+    "argparse.Namespace",
+    "datetime.",
+    "pathlib.",
+    "builtins.getattr",
+    "copyreg._reconstructor",
+    "builtins.object",
+)
+"""Names, or beginnings of names, of classes and functions that training state refers to, which weights need not."""
+
+LEGACY_PICKLES = 4
+"""Pickles at the beginning of a file of torch before 1.6: a number, a version, facts of the system, the content."""
+
+PYTHON_2 = {"__builtin__": "builtins", "copy_reg": "copyreg"}
+"""Modules that pickles of this kind call by an older name."""
+
 _CODE = re.compile(r"(?:GLOBAL |[Uu]nsupported (?:global|class): ?(?:GLOBAL )?)([\w.]+)")
 _MEND_CORRUPT = "Fetch or copy it again, and compare its size and sha256 with the source."
 _MEND_CODE = "Ask for, or write, the plain state dict: torch.save(model.state_dict(), ...) or a safetensors file."
+
+
+class Inert:
+    """What stands for an object of training state: it takes anything, does nothing, and keeps nothing."""
+
+    def __new__(cls, *args: object, **kwargs: object) -> Inert:
+        """Whatever the object was to be made of is dropped."""
+        return super().__new__(cls)
+
+    def __init__(self, *args: object, **kwargs: object) -> None:
+        pass
+
+    def __setstate__(self, state: object) -> None:
+        """Whatever the object was to hold is dropped."""
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
@@ -68,7 +116,7 @@ def _read_safetensors(file: Path) -> dict[str, Tensor]:
 
 def _read_torch(file: Path) -> object:
     try:
-        return torch.load(file, map_location="cpu", weights_only=True)
+        return _load(file)
     except Exception as error:  # torch raises a dozen kinds here; each is either code or damage
         text = str(error)
         code = _CODE.search(text)
@@ -78,12 +126,42 @@ def _read_torch(file: Path) -> object:
         if "TorchScript" in text:
             what = "refused: the file is a TorchScript program, which holds code"
             raise WeightsError(what, where=str(file), mend=_MEND_CODE) from error
-        if "weights only load failed" in text.lower() and _is_pickle(file):
+        if "weights only load failed" in text.lower() and (_is_pickle(file) or zipfile.is_zipfile(file)):
             what = "refused: the file is a Python pickle of more than tensors, and loading it could run code"
             raise WeightsError(what, where=str(file), mend=_MEND_CODE) from error
         first_line = text.strip().splitlines()[0] if text.strip() else type(error).__name__
         what = f"is no complete weights file ({first_line[:160]})"
         raise WeightsError(what, where=str(file), mend=_MEND_CORRUPT) from error
+
+
+def _load(file: Path) -> object:
+    """What torch reads without running code, names of training state being inert."""
+    inert = [(Inert, name) for name in _names_in(file) if name.startswith(TRAINING_STATE)]
+    with torch.serialization.safe_globals(inert):  # type: ignore[arg-type]
+        return torch.load(file, map_location="cpu", weights_only=True)
+
+
+def _names_in(file: Path) -> set[str]:
+    """Classes and functions that a file of torch names; read without following any of them."""
+    with ExitStack() as stack:
+        stream: IO[bytes] = stack.enter_context(file.open("rb"))
+        pickles = LEGACY_PICKLES
+        if zipfile.is_zipfile(stream):
+            archive = stack.enter_context(zipfile.ZipFile(stream))
+            inside = next((name for name in archive.namelist() if name.endswith("data.pkl")), None)
+            if inside is None:
+                return set()
+            stream, pickles = stack.enter_context(archive.open(inside)), 1
+        else:
+            stream.seek(0)
+        names = set()
+        with suppress(ValueError):  # no such file, or cut short: torch will say so
+            for _ in range(pickles):
+                for code, argument, _place in pickletools.genops(stream):
+                    if code.name == "GLOBAL":
+                        module, _, name = str(argument).partition(" ")
+                        names.add(f"{PYTHON_2.get(module, module)}.{name}")
+    return names
 
 
 def _is_pickle(file: Path) -> bool:

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import pickle
+import sys
+import types
+import zipfile
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -55,6 +61,85 @@ def test_a_file_with_code_is_refused_and_not_run(tmp_path: Path, legacy: bool) -
     with pytest.raises(WeightsError):
         read_weights(tmp_path / "plain.pkl")
     assert not trap.exists()
+
+
+class History:
+    """Like the history of losses in checkpoints of mmengine, which refers to its own methods."""
+
+    def __init__(self, trap: Trap | None = None) -> None:
+        self.trap = trap
+
+    def lowest(self) -> None: ...
+
+    def __getstate__(self) -> dict[str, Any]:
+        numbers = {"values": np.arange(5.0), "last": np.float32(2), "seed": np.int64(1)}
+        return {**numbers, "methods": {"min": History.lowest}, "trap": self.trap}
+
+
+@pytest.fixture
+def history(monkeypatch: pytest.MonkeyPatch) -> type[History]:
+    """The class under its name in mmengine, which is not to be importable when the file is read."""
+    name = "mmengine.logging.history_buffer"
+    monkeypatch.setattr(History, "__module__", name)
+    module = types.ModuleType(name)
+    module.History = History  # type: ignore[attr-defined]
+    for part in ("mmengine", "mmengine.logging"):
+        monkeypatch.setitem(sys.modules, part, types.ModuleType(part))
+    monkeypatch.setitem(sys.modules, name, module)
+    return History
+
+
+def training_state(history: History) -> dict[str, Any]:
+    return {
+        "meta": {"epoch": 3, "seed": np.int64(7), "options": argparse.Namespace(lr=0.1)},
+        "message_hub": {"log_scalars": OrderedDict({"train/loss": history})},
+        "optimizer": {"state": {0: {"step": torch.tensor(1.0)}}, "lr": np.float64(0.1)},
+        "state_dict": OrderedDict(STATE),
+    }
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_training_state_is_passed_over(
+    tmp_path: Path, legacy: bool, history: type[History], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.save(training_state(history()), tmp_path / "w.pth", _use_new_zipfile_serialization=not legacy)
+    monkeypatch.setattr(History, "__init__", None)  # would be called by nobody
+    for part in ("mmengine", "mmengine.logging", "mmengine.logging.history_buffer"):
+        monkeypatch.setitem(sys.modules, part, None)  # an import raises
+    with pytest.raises(pickle.UnpicklingError, match="Weights only load failed"):
+        torch.load(tmp_path / "w.pth", weights_only=True)
+    assert same(read_weights(tmp_path / "w.pth"))
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_code_inside_of_training_state_is_refused(tmp_path: Path, legacy: bool, history: type[History]) -> None:
+    trap = tmp_path / "sprung"
+    content = training_state(history(Trap(trap)))
+    torch.save(content, tmp_path / "w.pth", _use_new_zipfile_serialization=not legacy)
+    with pytest.raises(WeightsError, match=r"refused: .*mkdir.*could run code"):
+        read_weights(tmp_path / "w.pth")
+    assert not trap.exists()
+
+
+def test_getattr_reaches_nothing(tmp_path: Path) -> None:
+    """A file that fetches a function through ``getattr`` and calls it gets an object that does nothing."""
+    trap = tmp_path / "sprung"
+    content = b"\x80\x02cbuiltins\ngetattr\ncnumpy\nos\nX\x05\x00\x00\x00mkdir\x86R"
+    content += b"X" + len(str(trap)).to_bytes(4, "little") + str(trap).encode() + b"\x85R."
+    torch.save(STATE, tmp_path / "plain.pth")
+    with zipfile.ZipFile(tmp_path / "plain.pth") as plain, zipfile.ZipFile(tmp_path / "w.pth", "w") as changed:
+        for name in plain.namelist():
+            changed.writestr(name, content if name.endswith("data.pkl") else plain.read(name))
+    with pytest.raises(WeightsError):
+        read_weights(tmp_path / "w.pth")
+    assert not trap.exists()
+
+
+def test_nothing_stays_allowed(tmp_path: Path, history: type[History]) -> None:
+    torch.save(training_state(history()), tmp_path / "w.pth")
+    before = torch.serialization.get_safe_globals()
+    read_weights(tmp_path / "w.pth")
+    assert torch.serialization.get_safe_globals() == before
 
 
 def test_a_whole_pickled_module_is_refused(tmp_path: Path) -> None:
