@@ -52,8 +52,8 @@ def _head(renames: Renames) -> KeyMap:
     return KeyMap(renames=(*BLOCKS, *_auxiliary(""), *_within(own, "decode_head", ""), *own), drops=(OTHER_PARTS,))
 
 
-KEYMAPS: Mapping[str, KeyMap] = {name: _head(renames) for name, renames in HEADS.items()}
-"""The map of each head, from its own keys or out of a whole checkpoint, its second head included."""
+HEAD_KEYMAPS: Mapping[str, KeyMap] = {name: _head(renames) for name, renames in HEADS.items()}
+"""The map of each head by itself, from its own keys or out of a whole checkpoint, its second head included."""
 
 
 def by_neighbours(tensor: Tensor) -> Tensor:
@@ -93,5 +93,5 @@ def _segmenter(renames: Renames) -> KeyMap:
     )
 
 
-SEGMENTERS: Mapping[str, KeyMap] = {name: _segmenter(renames) for name, renames in HEADS.items()}
-"""The map of whole segmenters by their head, with a Swin of timm as the backbone that has norms on its outputs."""
+KEYMAPS: Mapping[str, KeyMap] = {name: _segmenter(renames) for name, renames in HEADS.items()}
+"""The map of each whole segmenter by its head, with a Swin of timm as the backbone that has norms on its outputs."""

@@ -13,7 +13,7 @@ from apps.segmentation.models.decode import DecodeHead
 from apps.segmentation.models.info import HeadInfo
 from apps.segmentation.models.pixel_config import FCNConfig, PixelHeadConfig, SegFormerConfig, UPerNetConfig
 from checkpoints.keymap import load_official
-from checkpoints.official.segmentation import KEYMAPS
+from checkpoints.official.segmentation import HEAD_KEYMAPS
 from datamodules.segmentation.info import IGNORED
 from tests.parity.case import Case
 from tests.parity.recording import Tap, record
@@ -77,7 +77,7 @@ def head_of(official: Mapping[str, Any], weights: Mapping[str, Tensor], channels
     classes = official.get("out_channels") or official["num_classes"]
     info = HeadInfo(channels=tuple(channels), strides=STRIDES[: len(channels)], classes=classes)
     head: DecodeHead = configure(official).build(info)  # type: ignore[attr-defined]
-    load_official(head, weights, KEYMAPS[name])
+    load_official(head, weights, HEAD_KEYMAPS[name])
     return head.eval()
 
 
