@@ -1,0 +1,259 @@
+"""What ``doctor`` says about labelled images: classes and pixels, files that do not fit, copies, what lies around."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from datamodules.findings import Finding, Level
+from datamodules.guard import CorruptSample
+from datamodules.image_reading import read_image
+from datamodules.segmentation.config import LabelledConfig
+from datamodules.segmentation.datamodule import data_info
+from datamodules.segmentation.info import IGNORED, SegmentationInfo
+from datamodules.segmentation.labels import Labels
+from datamodules.segmentation.layout import Item, Layout, Split
+from graftwork.errors import DataError, UserError
+
+MOST_DECODED = 2000
+"""Images of a split up to which every file is decoded; of more, evenly spread ones are."""
+
+MOST_NAMED, MOST_CLASSES = 5, 60
+_RARE = 0.001
+_DEEP = ("I;16", "I;16B", "I;16L", "I;16N", "I")
+
+
+@dataclass
+class Seen:
+    """What decoding the images of a split has shown.
+
+    Args:
+        pixels: Of each class, [C].
+        images: With each class, [C].
+        ignored: Pixels that are ignored.
+        decoded: Images that could be read with their labels.
+        sizes: Images by height and width.
+        kinds: Images by kind of file, of kinds that are converted.
+        objects: Things of all images.
+        corrupt: Sentences on files that cannot be decoded.
+        misfits: Sentences on labels that do not fit.
+        blank: Names of images without a labelled pixel.
+    """
+
+    pixels: NDArray[np.int64]
+    images: NDArray[np.int64]
+    ignored: int = 0
+    decoded: int = 0
+    sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
+    kinds: Counter[str] = field(default_factory=Counter)
+    objects: int = 0
+    corrupt: list[str] = field(default_factory=list)
+    misfits: list[str] = field(default_factory=list)
+    blank: list[str] = field(default_factory=list)
+
+
+def inspect_images(config: LabelledConfig) -> list[Finding]:
+    """Check a dataset as far as it can be read; never raises for what the user can mend.
+
+    Args:
+        config: The dataset.
+
+    Returns:
+        Findings about splits, files, classes, copies across splits, and masks without an image.
+    """
+    try:
+        config.check()
+        layout = config.find()
+        info = data_info(config, layout)
+    except UserError as error:
+        return [Finding("error", f"{error.where}: {error.what}" if error.where else error.what, error.mend)]
+    found = list(split_findings(layout, info))
+    seen = {name: look(split, info) for name, split in own_splits(layout).items()}
+    for name, what in seen.items():
+        found += file_findings(name, what, len(layout.splits[name]), config)
+    found += class_findings(seen, info)
+    return found + list(copy_findings(layout))
+
+
+def own_splits(layout: Layout) -> dict[str, Split]:
+    """Splits without those that are another one on purpose, as test is val where test labels are not public."""
+    found: dict[str, Split] = {}
+    for name, split in layout.splits.items():
+        if all(split is not other for other in found.values()):
+            found[name] = split
+    return found
+
+
+def split_findings(layout: Layout, info: SegmentationInfo) -> Iterator[Finding]:
+    """Sizes of the splits, whether objects are told apart, and masks without an image."""
+    for name, split in layout.splits.items():
+        same = next((other for other, one in layout.splits.items() if one is split and other != name), "")
+        origin = ", cut from the training images" if name in layout.cut else ""
+        origin = f", the same as {same}" if same and name == "test" else origin
+        yield Finding("ok", f"{name}: {len(split):,} images{origin}")
+    for name in ("val", "test"):
+        if name not in layout.splits:
+            yield Finding("warning", f"there is no {name} split", f"Add images and masks for {name}")
+    if info.panoptic:
+        names = _listed([info.classes[label] for label in info.things], MOST_CLASSES) or "none"
+        yield Finding("ok", f"labels have segments; things, told apart: {names}")
+    if layout.unused:
+        text = f"{len(layout.unused):,} masks belong to no image: {_listed([str(path) for path in layout.unused])}"
+        yield Finding("warning", text, "Add their images, or remove them")
+
+
+def look(split: Split, info: SegmentationInfo) -> Seen:
+    """Decode images and labels of a split, or evenly spread ones of a large split."""
+    count = len(info.classes)
+    seen = Seen(np.zeros(count, dtype=np.int64), np.zeros(count, dtype=np.int64))
+    every = -(-len(split) // MOST_DECODED) or 1
+    for item in split.items[::every]:
+        try:
+            image = read_image(item.image, info.channels)
+            labels = split.labels.read(item, (image.height, image.width), info.panoptic)
+        except CorruptSample as error:
+            seen.corrupt.append(str(error))
+        except DataError as error:
+            seen.misfits.append(str(error))
+        else:
+            _add(seen, item, labels, info)
+    return seen
+
+
+def _add(seen: Seen, item: Item, labels: Labels, info: SegmentationInfo) -> None:
+    counts = np.bincount(labels.mask.ravel(), minlength=IGNORED + 1)
+    known = counts[: len(info.classes)]
+    seen.decoded += 1
+    seen.pixels += known
+    seen.images += known > 0
+    seen.ignored += int(counts[IGNORED])
+    height, width = labels.mask.shape
+    seen.sizes[(height, width)] += 1
+    seen.objects += sum(label in info.things for label in labels.classes)
+    seen.blank += [] if known.any() else [item.name]
+    with Image.open(item.image) as stored:
+        if stored.mode in _DEEP:
+            seen.kinds["have 16 bits, cut to 8"] += 1
+        if info.channels == 3 and stored.mode in ("L", "1", "LA", *_DEEP):
+            seen.kinds["are grey, given three equal channels"] += 1
+        if info.channels == 1 and stored.mode in ("RGB", "RGBA", "P", "CMYK"):
+            seen.kinds["have colours, made grey"] += 1
+
+
+def file_findings(name: str, seen: Seen, images: int, config: LabelledConfig) -> Iterator[Finding]:
+    """What decoding the files of a split has shown."""
+    if seen.decoded:
+        smallest, largest = min(seen.sizes, key=min), max(seen.sizes, key=max)
+        every = -(-images // MOST_DECODED)
+        share = "" if every <= 1 else f", one of every {every} of {images:,}"
+        objects = f"; {seen.objects / seen.decoded:.1f} things per image" if seen.objects else ""
+        sizes = f"{_size(smallest)} to {_size(largest)} pixels (height x width)"
+        yield Finding("ok", f"{name}: {_several(seen.decoded, 'image')} decoded{share}: {sizes}{objects}")
+    level: Level = "warning" if config.on_corrupt == "skip" else "error"
+    yield from _sentences(level, seen.corrupt, "files that cannot be decoded")
+    yield from _sentences("error", seen.misfits, "files of labels that do not fit")
+    for kind, count in seen.kinds.items():
+        yield Finding("ok", f"{name}: {_several(count, 'image')} {kind}")
+    if seen.blank:
+        text = f"{name}: {_several(len(seen.blank), 'image', 'has', 'have')} no labelled pixel: {_listed(seen.blank)}"
+        yield Finding("warning", text, "Label or remove them")
+    small = sum(
+        count for (height, width), count in seen.sizes.items() if height < config.crop[0] or width < config.crop[1]
+    )
+    if name == "train" and small and config.augment.scale[1] <= 1 and not any(config.augment.resize):
+        text = f"{name}: {_several(small, 'image', 'is', 'are')} smaller than a crop of {_size(config.crop)} and padded"
+        yield Finding("warning", text, "Try a smaller --data.crop")
+    if name != "train" and len(seen.sizes) > 1 and config.eval_batch_size > 1:
+        text = (
+            f"{name}: images have {len(seen.sizes)} sizes, so that eval_batch_size={config.eval_batch_size} will fail"
+        )
+        yield Finding("error", text, "Set --data.eval_batch_size 1")
+
+
+def class_findings(seen: dict[str, Seen], info: SegmentationInfo) -> Iterator[Finding]:
+    """Pixels and images per class, rare classes, and classes that a split lacks."""
+    for name, what in seen.items():
+        total = int(what.pixels.sum())
+        if not total:
+            continue
+        shares = what.pixels / total
+        rows = [f"{label} {shares[place]:.2%} in {what.images[place]:,}" for place, label in enumerate(info.classes)]
+        ignored = what.ignored / (total + what.ignored)
+        text = f"{name}: share of labelled pixels, and images with the class: {_listed(rows, MOST_CLASSES)}; "
+        yield Finding("ok", f"{text}{ignored:.2%} of all pixels are ignored")
+        absent = [label for place, label in enumerate(info.classes) if not what.pixels[place]]
+        if absent:
+            mend = "Nothing can be learnt of them" if name == "train" else "Scores say nothing about them"
+            yield Finding("warning", f"{name} has no pixel of {_listed(absent)}", mend)
+        rare = [label for place, label in enumerate(info.classes) if 0 < shares[place] < _RARE]
+        if rare and name == "train":
+            text = f"below {_RARE:.1%} of the training pixels each: {_listed(rare)}"
+            yield Finding("warning", text, "Try --data.balance 0.5, or weights of classes in the loss")
+        if name == "train" and what.ignored and int((what.pixels > 0).sum()) == 1:
+            only = info.classes[int(what.pixels.argmax())]
+            mend = "255 is ignored: save a class that is 255 in your masks with another number, or name its colour"
+            yield Finding("warning", f"train has nothing but '{only}' and ignored pixels", mend)
+
+
+def copy_findings(layout: Layout) -> Iterator[Finding]:
+    """Images that two splits share, by content; a split that is another one on purpose is not looked at."""
+    for first, second in combinations(own_splits(layout), 2):
+        one, other = ([item.image for item in layout.splits[name].items] for name in (first, second))
+        shared = copies(one, other)
+        if shared:
+            listed = _listed([f"{a} = {b}" for a, b in shared])
+            verb = "is" if len(shared) == 1 else "are"
+            text = f"{_several(len(shared), 'image')} of {second} {verb} also in {first}, byte for byte: {listed}"
+            yield Finding("warning", text, "Scores on copies say nothing; remove them from one of the splits")
+
+
+def copies(one: Sequence[Path], other: Sequence[Path]) -> list[tuple[Path, Path]]:
+    """Pairs of files with the same bytes, one of each list."""
+    by_size: dict[int, list[Path]] = defaultdict(list)
+    for path in one:
+        by_size[_bytes(path)].append(path)
+    found = []
+    for path in other:
+        alike = [first for first in by_size.get(_bytes(path), []) if _digest(first) == _digest(path)]
+        found += [(alike[0], path)] if alike else []
+    return found
+
+
+def _sentences(level: Level, texts: Sequence[str], what: str) -> Iterator[Finding]:
+    yield from (Finding(level, text) for text in texts[:MOST_NAMED])
+    if len(texts) > MOST_NAMED:
+        yield Finding(level, f"and {len(texts) - MOST_NAMED:,} more {what}")
+
+
+def _several(count: int, noun: str, singular: str = "", plural: str = "") -> str:
+    """``1 image is`` or ``3 images are``."""
+    verb = singular if count == 1 else plural
+    return f"{count:,} {noun}{'' if count == 1 else 's'}{f' {verb}' if verb else ''}"
+
+
+def _size(sides: tuple[int, int]) -> str:
+    return f"{sides[0]} x {sides[1]}"
+
+
+def _bytes(path: Path) -> int:
+    return path.stat().st_size if path.is_file() else -1
+
+
+def _digest(path: Path) -> bytes:
+    if not path.is_file():
+        return str(path).encode()
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "blake2b").digest()
+
+
+def _listed(texts: Sequence[str], most: int = MOST_NAMED) -> str:
+    rest = f" and {len(texts) - most:,} more" if len(texts) > most else ""
+    return ", ".join(texts[:most]) + rest
