@@ -6,8 +6,6 @@ the table of cluster centres has a query in every column, as ours has.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from checkpoints.keymap import KeyMap
 
 Renames = tuple[tuple[str, str], ...]
@@ -71,7 +69,7 @@ SEMANTIC: Renames = (
     (r"^semantic\.(?:final_conv|2)\.conv\.", "semantic.classifier."),
 )
 
-KEYMAPS: Mapping[str, KeyMap] = {
+KEYMAPS: dict[str, KeyMap] = {
     "kmax": KeyMap(
         renames=(*PARTS, *PIXEL_DECODER, *DECODER, *SEMANTIC),
         drops=(r"^backbone\.", r"^criterion\.", r"^pixel_(mean|std)$"),

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from checkpoints.keymap import KeyMap
+from checkpoints.official import kmax
 
 Renames = tuple[tuple[str, str], ...]
 
@@ -52,7 +53,7 @@ def _head(renames: Renames) -> KeyMap:
     return KeyMap(renames=(*BLOCKS, *_auxiliary(""), *_within(own, "decode_head", ""), *own), drops=(OTHER_PARTS,))
 
 
-HEAD_KEYMAPS: Mapping[str, KeyMap] = {name: _head(renames) for name, renames in HEADS.items()}
+HEAD_KEYMAPS: Mapping[str, KeyMap] = {name: _head(renames) for name, renames in HEADS.items()} | kmax.KEYMAPS
 """The map of each head by itself, from its own keys or out of a whole checkpoint, its second head included."""
 
 
