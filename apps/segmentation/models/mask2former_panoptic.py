@@ -58,6 +58,8 @@ def resize_masks(masks: Tensor, size: Size, stride: int) -> Tensor:
     found = (masks.shape[-2], masks.shape[-1])
     padded = all(math.ceil(side / stride) == length for side, length in zip(size, found, strict=True))
     goal = (found[0] * stride, found[1] * stride) if padded else (int(size[0]), int(size[1]))
+    if not masks.shape[1]:  # no query was kept
+        return masks.new_zeros(len(masks), 0, *size)
     if goal != found:
         masks = F.interpolate(masks, size=goal, mode="bilinear", align_corners=False)
     return masks[..., : size[0], : size[1]]
