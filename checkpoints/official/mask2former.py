@@ -10,7 +10,7 @@ from __future__ import annotations
 from checkpoints.keymap import KeyMap
 
 PIXEL_DECODER = (
-    (r"^(?!(?:pixel_decoder|predictor)\.)", "pixel_decoder."),
+    (r"^(?!(?:pixel_decoder|predictor|backbone)\.)", "pixel_decoder."),
     (r"^pixel_decoder\.input_proj\.", "pixel_decoder.projections."),
     (r"^pixel_decoder\.transformer\.level_embed$", "pixel_decoder.level_positions"),
     (r"^pixel_decoder\.transformer\.encoder\.", "pixel_decoder.encoder."),
@@ -57,16 +57,49 @@ def merge_renames(merges: int = 1) -> tuple[tuple[str, str], ...]:
     return tuple(parts)
 
 
+SWIN = (
+    (r"^backbone\.norm(\d)\.", r"backbone.output_norms.\1."),
+    *((rf"^backbone\.layers\.{i}\.downsample\.", f"backbone.trunk.layers.{i + 1}.downsample.") for i in range(3)),
+    (r"^backbone\.(layers|patch_embed)\.", r"backbone.trunk.\1."),
+)
+"""Swin's own names to timm's: what halves a map stands before the next stage there."""
+RESNET = (
+    (r"^backbone\.stem\.conv1\.norm\.", "backbone.trunk.bn1."),
+    (r"^backbone\.stem\.conv1\.", "backbone.trunk.conv1."),
+    (r"^(backbone\.res\d\..*)\.conv(\d)\.norm\.", r"\1.bn\2."),
+    (r"^(backbone\.res\d\..*)\.shortcut\.norm\.", r"\1.downsample.1."),
+    (r"^(backbone\.res\d\..*)\.shortcut\.", r"\1.downsample.0."),
+    *((rf"^backbone\.res{stage}\.", f"backbone.trunk.layer{stage - 1}.") for stage in range(2, 6)),
+)
+"""detectron2's names to timm's."""
+TABLES = (r"^criterion\.", r"^pixel_(mean|std)$", r"\.relative_position_index$", r"\.attn_mask$")
+"""Constants, and what only training needs."""
+
+
+def _head(merges: int) -> tuple[tuple[str, str], ...]:
+    return ((r"^sem_seg_head\.", ""), *PIXEL_DECODER, *merge_renames(merges), *PREDICTOR)
+
+
 def keymap(merges: int = 1) -> KeyMap:
     """The map of a head, from its own keys or out of a whole checkpoint.
 
     Args:
         merges: Levels finer than the encoder's; 1 in all published weights.
     """
-    return KeyMap(
-        renames=((r"^sem_seg_head\.", ""), *PIXEL_DECODER, *merge_renames(merges), *PREDICTOR),
-        drops=(r"^(backbone|criterion)\.", r"^pixel_(mean|std)$"),
-    )
+    return KeyMap(renames=_head(merges), drops=(r"^backbone\.", *TABLES))
 
 
-MASK2FORMER = keymap()
+def segmenter_keymap(merges: int = 1) -> KeyMap:
+    """The map of a whole checkpoint, with a Swin (norms on its outputs) or a ResNet of timm as the backbone.
+
+    Args:
+        merges: See :func:`keymap`.
+    """
+    within = (r"^(pixel_decoder|decoder)\.", r"head.\1.")
+    return KeyMap(renames=(*_head(merges), within, *SWIN, *RESNET), drops=TABLES)
+
+
+HEADS = {"mask2former": keymap()}
+"""The head by itself."""
+KEYMAPS = {"mask2former": segmenter_keymap()}
+"""The whole segmenter."""

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from checkpoints.keymap import KeyMap
-from checkpoints.official import kmax
+from checkpoints.official import kmax, mask2former
 
 Renames = tuple[tuple[str, str], ...]
 
@@ -53,7 +53,7 @@ def _head(renames: Renames) -> KeyMap:
     return KeyMap(renames=(*BLOCKS, *_auxiliary(""), *_within(own, "decode_head", ""), *own), drops=(OTHER_PARTS,))
 
 
-HEAD_KEYMAPS: Mapping[str, KeyMap] = {name: _head(renames) for name, renames in HEADS.items()} | kmax.KEYMAPS
+HEAD_KEYMAPS: Mapping[str, KeyMap] = {name: _head(renames) for name, renames in HEADS.items()} | kmax.KEYMAPS | mask2former.HEADS
 """The map of each head by itself, from its own keys or out of a whole checkpoint, its second head included."""
 
 
@@ -94,5 +94,5 @@ def _segmenter(renames: Renames) -> KeyMap:
     )
 
 
-KEYMAPS: Mapping[str, KeyMap] = {name: _segmenter(renames) for name, renames in HEADS.items()}
+KEYMAPS: Mapping[str, KeyMap] = {name: _segmenter(renames) for name, renames in HEADS.items()} | mask2former.KEYMAPS
 """The map of each whole segmenter by its head, with a Swin of timm as the backbone that has norms on its outputs."""

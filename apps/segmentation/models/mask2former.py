@@ -144,6 +144,7 @@ def pixel_decoder(info: HeadInfo, config: Mask2FormerConfig) -> PixelDecoder:
         points=config.encoder_points,
         mlp=config.encoder_mlp,
         groups=config.groups,
+        merge_groups=config.merge_groups,
         dropout=config.dropout,
     )
 

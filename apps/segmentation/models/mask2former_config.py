@@ -25,6 +25,7 @@ _COUNTS = (
     "encoder_points",
     "encoder_mlp",
     "groups",
+    "merge_groups",
     "loss_points",
 )
 _FACTORS = ("class_weight", "mask_weight", "dice_weight", "class_cost", "mask_cost", "dice_cost", "void_weight")
@@ -63,7 +64,9 @@ class Mask2FormerConfig:
     encoder_mlp: int = 1024
     """Features inside the encoder's feed-forward networks; 1024 in all published weights, whatever theirs say."""
     groups: int = 32
-    """Groups of the pixel decoder's norms."""
+    """Groups of the norms on the encoder's levels."""
+    merge_groups: int = 32
+    """Groups of the norms where finer levels are merged in."""
     dropout: float = 0.0
     """Share of features dropped in the encoder's branches."""
     exits: Literal["none", "sample", "gate"] = "none"
@@ -118,6 +121,7 @@ class Mask2FormerConfig:
         pairs = [
             ("width", "encoder_heads"),
             ("width", "groups"),
+            ("width", "merge_groups"),
             ("query_width" if self.query_width else "width", "heads"),
         ]
         for name, part in pairs:

@@ -189,7 +189,7 @@ def uncertain_points(masks: Tensor, points: LossPoints, count: int) -> Tensor:
     """
     with torch.no_grad():
         doubt = -read_logits(masks, points.candidates).abs()
-        kept = doubt.topk(count - points.fresh.shape[1], dim=1).indices
+        kept = doubt.topk(count - points.fresh.shape[1], dim=1, sorted=False).indices
         chosen = points.candidates.gather(1, kept[..., None].expand(-1, -1, 2))
         return torch.cat([chosen, points.fresh], dim=1)
 

@@ -345,7 +345,8 @@ class PixelDecoder(nn.Module):
         heads: Of deformable attention.
         points: Of each head on each level.
         mlp: Features inside the encoder's feed-forward networks.
-        groups: Of the norms.
+        groups: Of the norms on the encoder's levels.
+        merge_groups: Of the norms where finer levels are merged in.
         dropout: In the encoder.
 
     Attributes:
@@ -367,6 +368,7 @@ class PixelDecoder(nn.Module):
         points: int = 4,
         mlp: int = 1024,
         groups: int = 32,
+        merge_groups: int = 32,
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
@@ -376,7 +378,7 @@ class PixelDecoder(nn.Module):
         self.projections = nn.ModuleList(Project(info.channels[i], width, groups) for i in self.plan.encoded)
         self.level_positions = nn.Parameter(torch.randn(encoded, width))
         self.encoder = Encoder([EncoderLayer(width, encoded, heads, points, mlp, dropout) for _ in range(layers)])
-        self.merges = nn.ModuleList(Merge(info.channels[i], width, groups) for i in self.plan.merged)
+        self.merges = nn.ModuleList(Merge(info.channels[i], width, merge_groups) for i in self.plan.merged)
         self.mask_features = nn.Conv2d(width, mask_width, 1)
         nn.init.kaiming_uniform_(self.mask_features.weight, a=1)
         nn.init.zeros_(self.mask_features.bias)  # type: ignore[arg-type]

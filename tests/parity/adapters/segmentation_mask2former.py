@@ -92,6 +92,7 @@ def _build(case: Case) -> Mask2Former:
         encoder_points=pixel["n_points"],
         encoder_levels=pixel["levels"],
         groups=pixel["groupnorm_groups"],
+        merge_groups=pixel["groupnorm_groups"] if pixel["conv_dim"] % 32 else 32,  # detectron2 always has 32
         query_width=decoder["hidden_dim"],
         heads=decoder["nheads"],
         mlp=decoder["dim_feedforward"],
