@@ -53,7 +53,9 @@ def _head(renames: Renames) -> KeyMap:
     return KeyMap(renames=(*BLOCKS, *_auxiliary(""), *_within(own, "decode_head", ""), *own), drops=(OTHER_PARTS,))
 
 
-HEAD_KEYMAPS: Mapping[str, KeyMap] = {name: _head(renames) for name, renames in HEADS.items()} | kmax.KEYMAPS | mask2former.HEADS
+HEAD_KEYMAPS: Mapping[str, KeyMap] = (
+    {name: _head(renames) for name, renames in HEADS.items()} | kmax.KEYMAPS | mask2former.HEADS
+)
 """The map of each head by itself, from its own keys or out of a whole checkpoint, its second head included."""
 
 
