@@ -149,5 +149,10 @@ def _legend(figure: Figure, labels: Sequence[Array], names: Sequence[str], palet
     from matplotlib.patches import Patch
 
     present = sorted({int(label) for part in labels for label in np.unique(part) if label != IGNORED})[:MOST_CLASSES]
-    patches = [Patch(color=np.asarray(palette[label]) / 255, label=names[label]) for label in present]
+    patches = [Patch(color=_share(palette[label]), label=names[label]) for label in present]
     figure.legend(handles=patches, loc="outside lower center", ncols=min(8, max(1, len(patches))), fontsize=7)
+
+
+def _share(colour: tuple[int, int, int]) -> tuple[float, float, float]:
+    red, green, blue = (value / 255 for value in colour)
+    return red, green, blue
