@@ -253,6 +253,14 @@ class VisionBackbone(nn.Module):
             return 1 + int(match[1])
         return -1 if name.startswith("output_norms") else 0
 
+    def level_module(self, level: int) -> nn.Module:
+        """The part whose output is a level, counted from 0; its ``downsample``, if any, makes that resolution.
+
+        Raises:
+            AttributeError: The backbone has no such part.
+        """
+        return self.built_stages[level]
+
     def is_frozen(self, name: str) -> bool:
         """Whether a parameter or module belongs to a frozen stage."""
         return self.frozen_stages < 0 or 0 <= self.stage_of(name) < self.frozen_stages
