@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from backbones.vision.base import VisionBackbone
 from backbones.vision.recomputation import keep_statistics
+from backbones.vision.timm_clustering import Clustering, clustered_maps
 from backbones.vision.timm_head import MapHead, Readout, map_head, split
 from backbones.vision.timm_layers import Depths
 from backbones.vision.timm_models import Blueprint
@@ -44,15 +45,28 @@ def build(
     Raises:
         ConfigError: timm has no such model (the nearest are given), or the model cannot have these values.
     """
-    side = config.image_size
+    side, grid = config.image_size, config.cluster_grid
     blueprint = Blueprint(
         name=config.facts.values["model"],
         in_channels=in_channels,
         drop_path=config.drop_path,
         window=config.window,
-        image_size=((side, side) if isinstance(side, int) else (side[0], side[1])) if side else None,
+        image_size=_sides(side),
     )
-    return TimmBackbone(blueprint, out_indices=out_indices, checkpointing=checkpointing, output_norms=output_norms)
+    return TimmBackbone(
+        blueprint,
+        out_indices=out_indices,
+        checkpointing=checkpointing,
+        output_norms=output_norms,
+        clustering=Clustering(after=config.cluster_after, grid=_sides(grid)) if config.cluster_after else None,
+    )
+
+
+def _sides(value: int | tuple[int, int]) -> tuple[int, int] | None:
+    """Rows and columns of an option that may also be one side, or 0 for none."""
+    if not value:
+        return None
+    return (value, value) if isinstance(value, int) else (value[0], value[1])
 
 
 class TimmBackbone(VisionBackbone):
@@ -63,6 +77,7 @@ class TimmBackbone(VisionBackbone):
         out_indices: See :class:`backbones.vision.base.VisionBackbone`; what timm returns for features if omitted.
         checkpointing: See :class:`backbones.vision.base.VisionBackbone`; batch statistics move once per step.
         output_norms: A layer norm on every returned map.
+        clustering: In evaluation mode, later blocks of a plain ViT see clusters of tokens; None for all tokens.
 
     Attributes:
         trunk: The model of timm, without layers that no returned level needs; parameters keep their names in it.
@@ -71,7 +86,8 @@ class TimmBackbone(VisionBackbone):
         std: Their standard deviation.
 
     Raises:
-        ConfigError: See :func:`build`; or ``out_indices`` does not suit, or checkpointing is not possible.
+        ConfigError: See :func:`build`; or ``out_indices`` does not suit, or checkpointing or clustering is not
+            possible.
     """
 
     def __init__(
@@ -81,6 +97,7 @@ class TimmBackbone(VisionBackbone):
         out_indices: Sequence[int] | None = None,
         checkpointing: bool = False,
         output_norms: bool = False,
+        clustering: Clustering | None = None,
     ) -> None:
         trunk = blueprint.build()
         plan = _plan(blueprint, trunk)
@@ -103,20 +120,27 @@ class TimmBackbone(VisionBackbone):
             trunk.prune_intermediate_layers(list(self._taken), prune_norm=True, prune_head=True)
         for name in plan.unread(tuple(self._taken)):
             trunk.get_parameter(name).requires_grad_(False)
+        if clustering is not None:
+            clustering.check(trunk, blueprint.name)
+        self.clustering = clustering
         self._take_over(trunk)
         self.finish(output_norms)
 
     def returned(self, images: Tensor) -> list[Tensor]:
         """The levels of ``out_indices``, not normalised, [B, C, H, W] each."""
         size = (images.shape[2], images.shape[3])
-        maps = self.trunk.forward_intermediates(
-            self.sizes.pad(images), indices=list(self._taken), stop_early=True, intermediates_only=True
-        )
+        maps = self._maps(self.sizes.pad(images))
         levels = {}
         for level, found in zip(self._taken.values(), maps, strict=True):
             rows, columns = map_size(size, self.level_strides[level])
             levels[level] = found if found.shape[2:] == (rows, columns) else found[:, :, :rows, :columns]
         return [levels[level] for level in self.out_indices]
+
+    def _maps(self, images: Tensor) -> Any:
+        indices = list(self._taken)
+        if self.clustering is not None and not self.training:
+            return clustered_maps(self.trunk, images, indices, self.clustering)
+        return self.trunk.forward_intermediates(images, indices=indices, stop_early=True, intermediates_only=True)
 
     def check_images(self, images: Tensor) -> None:
         """Refuse what :meth:`forward` cannot take; sizes too, where the model is bound to one."""
@@ -147,8 +171,13 @@ class TimmBackbone(VisionBackbone):
         head reads class tokens, or whatever else that model reads.
 
         Raises:
-            ConfigError: timm's model does not tell which of its parts are the head.
+            ConfigError: timm's model does not tell which of its parts are the head, or its tokens are clustered.
         """
+        if self.clustering is not None:
+            raise ConfigError(
+                f"cluster_after={self.clustering.after} is for maps and of no use to a classifier",
+                mend="Leave cluster_after at 0",
+            )
         outline = self.blueprint.outline(classes).eval()
         head: MapHead | Readout | None = map_head(outline, next(self.trunk.parameters()).device)
         if head is None:
@@ -198,6 +227,16 @@ class TimmBackbone(VisionBackbone):
     def stage_of(self, name: str) -> int:
         """Number of the stage that a parameter or module belongs to: 0 for the stem, then 1, 2, ...; -1 for norms."""
         return self._depths.stage(name.removeprefix("trunk.")) if name.startswith("trunk.") else -1
+
+    def level_module(self, level: int) -> nn.Module:
+        """The part of timm's model whose output is a level.
+
+        Raises:
+            AttributeError: The model has no such part.
+        """
+        numbers = {taken: number for number, taken in self._taken.items()}
+        module: nn.Module = self.trunk.get_submodule(self.trunk.feature_info[numbers[level]]["module"])
+        return module
 
     # -- weights ----------------------------------------------------------------------------------------------------
 
