@@ -127,7 +127,7 @@ class WindowUpsample(nn.Module):
         """[B, C, h, w] and [B, C', H, W] to [B, D, H, W].
 
         Raises:
-            ShapeError: A finer level of more than ``ratio`` positions per coarse one.
+            ShapeError: A finer level that does not have ``ratio`` positions per coarse one, those at the border less.
         """
         size = (fine.shape[-2], fine.shape[-1])
         read = self._attend(coarse.permute(0, 2, 3, 1), fine.permute(0, 2, 3, 1))  # B, H, W, D
@@ -142,14 +142,15 @@ class WindowUpsample(nn.Module):
         """
         rows, columns, ratio = coarse.shape[1], coarse.shape[2], self.ratio
         height, width = fine.shape[1], fine.shape[2]
-        if height > rows * ratio or width > columns * ratio:
+        if not (0 <= rows * ratio - height < ratio and 0 <= columns * ratio - width < ratio):
             raise ShapeError(
-                f"a level of {height} x {width} is more than {ratio} times as large as the next one of "
-                f"{rows} x {columns}",
+                f"a level of {height} x {width} does not belong above one of {rows} x {columns}: strides of the ratio "
+                f"{ratio} were promised",
                 mend="Give the head the strides of the backbone",
             )
         q = self.queries(self.fine_norm(fine))
-        q = F.pad(q, (0, 0, 0, columns * ratio - width, 0, rows * ratio - height))
+        q = F.pad(q, (0, 0, 0, ratio - 1, 0, ratio - 1))  # as much as there may ever be, so that a graph has one size
+        q = q[:, : rows * ratio, : columns * ratio]
         q = q.unflatten(1, (rows, ratio)).unflatten(3, (columns, ratio)).unflatten(-1, (self.heads, -1))
         q = q.permute(0, 2, 4, 1, 3, 5, 6).flatten(0, 2)  # B f f, h, w, n, d
         k, v = self.keys_values(self.coarse_norm(coarse)).unflatten(-1, (2, self.heads, -1)).unbind(3)
