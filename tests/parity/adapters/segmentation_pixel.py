@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
+from apps.segmentation.confusion import ConfusionCounts, class_areas, class_scores, pixel_accuracy
 from apps.segmentation.losses import Average, binary_cross_entropy, cross_entropy, dice, hardest, resize
 from apps.segmentation.models.decode import DecodeHead
 from apps.segmentation.models.info import HeadInfo
 from apps.segmentation.models.pixel_config import FCNConfig, PixelHeadConfig, SegFormerConfig, UPerNetConfig
+from apps.segmentation.windows import slide
 from checkpoints.keymap import load_official
 from checkpoints.official.segmentation import HEAD_KEYMAPS
 from datamodules.segmentation.info import IGNORED
@@ -160,4 +164,83 @@ def pixel_head(case: Case) -> dict[str, Tensor]:
         "predict_logits_argmax": head.class_scores(output, size).argmax(1).to(torch.uint8),
         **{f"loss.{name}": value for name, value in parts.items()},
         **gradients,
+    }
+
+
+class Trunk(nn.Module):
+    """The backbone of segmentor cases: convolutions with bias and ReLU, a level after each.
+
+    Args:
+        weights: Its state dict, ``st.<number>.weight`` and ``st.<number>.bias``.
+        strides: Of the convolutions.
+    """
+
+    def __init__(self, weights: Mapping[str, Tensor], strides: Sequence[int]) -> None:
+        super().__init__()
+        self.weights, self.strides = weights, strides
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Images to levels, fine to coarse."""
+        levels = [images]
+        for number, stride in enumerate(self.strides):
+            weight, bias = (self.weights[f"st.{number}.{kind}"] for kind in ("weight", "bias"))
+            levels.append(F.relu(F.conv2d(levels[-1], weight, bias, stride=stride, padding=weight.shape[-1] // 2)))
+        return levels[1:]
+
+
+def _trunk(case: Case) -> tuple[Trunk, list[int]]:
+    """The backbone that the case describes in words, and channels of its levels."""
+    weights = _part(case, "backbone")
+    words = re.search(r"strides ([\d,\s]+)", case.meta.get("backbone", ""))
+    count = sum(name.endswith(".weight") for name in weights)
+    strides = [int(number) for number in re.findall(r"\d+", words[1])] if words else [4] + [2] * (count - 1)
+    return Trunk(weights, strides), [weights[f"st.{number}.weight"].shape[0] for number in range(count)]
+
+
+def _part(case: Case, name: str) -> dict[str, Tensor]:
+    prefix = f"{name}."
+    return {key.removeprefix(prefix): value for key, value in case.weights.items() if key.startswith(prefix)}
+
+
+def segmentor(case: Case) -> dict[str, Tensor]:
+    """Logits of whole images and of windows, losses of both heads, and scores of the classes found in windows."""
+    images, labels = case.inputs["image"], case.inputs["label"]
+    trunk, channels = _trunk(case)
+    decode = case.meta.get("head") or case.meta["decode_head"]
+    head = head_of(decode, _part(case, "decode_head"), channels)
+    size = (labels.shape[-2], labels.shape[-1])
+
+    def scores(seen: Tensor) -> Tensor:
+        area = (seen.shape[-2], seen.shape[-1])
+        return head.class_scores(head(trunk(seen), area), area)
+
+    with torch.no_grad():
+        windows = slide(scores, images, case.meta["crop"], case.meta["stride"])
+        levels = trunk(images)
+        outputs = {"whole_logits": scores(images), "slide_logits": windows}
+        outputs |= {f"loss.decode.{k}": v for k, v in losses(decode, head(levels, size).logits, labels).items()}
+        if auxiliary := case.meta.get("auxiliary"):
+            second = head_of(auxiliary, _part(case, "auxiliary_head"), channels)
+            outputs |= {f"loss.aux.{k}": v for k, v in losses(auxiliary, second(levels, size).logits, labels).items()}
+    prediction = windows.argmax(1)
+    return {
+        **{name: value[0] for name, value in outputs.items() if name.endswith("_logits")},
+        **{name: value for name, value in outputs.items() if not name.endswith("_logits")},
+        "slide_pred": prediction.to(torch.uint8),
+        **_scores(prediction, labels, windows.shape[1]),
+    }
+
+
+def _scores(prediction: Tensor, labels: Tensor, classes: int) -> dict[str, Tensor]:
+    """Areas of the classes and their scores, official names; -1 for scores that divide by nothing."""
+    counts = ConfusionCounts(classes)
+    counts.update(prediction, labels)
+    areas = class_areas(counts.compute())
+    scores = class_scores(areas)
+    names = {"IoU": scores.iou, "Acc": scores.accuracy, "Fscore": scores.fscore}
+    names |= {"Precision": scores.precision, "Recall": scores.recall, "aAcc": pixel_accuracy(areas)}
+    found = {"intersect": areas.intersection, "union": areas.union, "pred": areas.predicted, "label": areas.labelled}
+    return {
+        **{f"area.{name}": value.float() for name, value in found.items()},
+        **{f"metric.{name}": value.float().nan_to_num(nan=-1.0) for name, value in names.items()},
     }
