@@ -1,6 +1,6 @@
 """PolyMaX: dense prediction of anything by clusters; depth and normals of surfaces by Mask2Former's decoders.
 
-Source: Yang et al. 2024, "PolyMaX: General Dense Prediction with Mask Transformer". Each query (a cluster) gives a value
+Source: Yang et al. 2024, "PolyMaX: General Dense Prediction with Mask Transformer". Each query (cluster) has a value,
 and every pixel mixes the values by its probabilities of belonging to the clusters, a softmax over queries. Nothing is
 matched: the mixed map is compared with the target at once.
 
