@@ -87,7 +87,9 @@ def binary_cross_entropy(
     """
     _check(logits, labels)
     valid = (labels != IGNORED)[:, None]  # B, 1, H, W
-    each = F.binary_cross_entropy_with_logits(_full(logits), one_hot(labels, logits.shape[1]), reduction="none")
+    logits = _full(logits)
+    targets = one_hot(labels, logits.shape[1]).to(logits.dtype)
+    each = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
     if weights is not None:
         each = each * weights.to(each.dtype)[:, None, None]
     count = valid.sum() * logits.shape[1] if average == "valid" else torch.tensor(each.numel())
