@@ -6,7 +6,7 @@ import csv
 import io
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -221,8 +221,9 @@ class SegmentationPredictor:
         if found.segments is None or found.segment_classes is None or found.segment_scores is None:
             return segmentation
         known = found.segment_classes[0] >= 0
-        return Segmentation(
-            **{**vars(segmentation), "segments": found.segments[0].cpu().numpy()},
+        return replace(
+            segmentation,
+            segments=found.segments[0].cpu().numpy(),
             segment_classes=tuple(found.segment_classes[0][known].tolist()),
             segment_scores=tuple(found.segment_scores[0][known].tolist()),
         )
