@@ -11,6 +11,7 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -113,7 +114,7 @@ def _load(file: Path, images: int, classes: int) -> Counts | None:
     try:
         with np.load(file, allow_pickle=False) as stored:
             found = Counts(stored["pixels"].astype(np.int64), stored["sizes"].astype(np.int64))
-    except (OSError, ValueError, KeyError, EOFError):  # not there, or cut short by a full disk
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile):  # not there, or cut short by a full disk
         return None
     return found if found.pixels.shape == (images, classes) and len(found.sizes) == images else None
 

@@ -141,11 +141,11 @@ def _add(seen: Seen, item: Item, labels: Labels, info: SegmentationInfo) -> None
     seen.blank += [] if known.any() else [item.name]
     with Image.open(item.image) as stored:
         if stored.mode in _DEEP:
-            seen.kinds["have 16 bits, cut to 8"] += 1
+            seen.kinds["of 16 bits, cut to 8"] += 1
         if info.channels == 3 and stored.mode in ("L", "1", "LA", *_DEEP):
-            seen.kinds["are grey, given three equal channels"] += 1
+            seen.kinds["in grey, given three equal channels"] += 1
         if info.channels == 1 and stored.mode in ("RGB", "RGBA", "P", "CMYK"):
-            seen.kinds["have colours, made grey"] += 1
+            seen.kinds["in colour, made grey"] += 1
 
 
 def file_findings(name: str, seen: Seen, images: int, config: LabelledConfig) -> Iterator[Finding]:

@@ -1,7 +1,8 @@
 """From decoded images and labels to training crops: pure functions of a generator of random numbers.
 
-Where a crop lies is drawn first; then only that part of the image is resampled, which gives the same pixels as
-resampling all of it. Masks take the value at the centre of each new pixel, so that they stay where the image is.
+Where a crop lies is drawn first; then only that part of the image is resampled, which gives the pixels that resampling
+all of it would, up to rounding. Masks take the value at the centre of each new pixel, so that they stay where the
+image is.
 
 Shape legend: C channels, H, W sides of an image, h, w those of a view of it.
 """

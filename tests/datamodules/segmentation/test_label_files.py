@@ -1,0 +1,209 @@
+"""Masks of every kind to labels, and what is wrong with them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from datamodules.guard import CorruptSample
+from datamodules.segmentation.classes import ClassTable, colour_map, read_names, read_palette
+from datamodules.segmentation.labels import (
+    ColourMasks,
+    IndexMasks,
+    from_segments,
+    index_table,
+    read_ids,
+    with_segments,
+)
+from datamodules.segmentation.layout import Item
+from datamodules.segmentation.polygons import disc_mask, polygon_mask, run_length_mask
+from graftwork.errors import DataError
+from tests.datamodules.segmentation.pictures import striped, write_array
+
+KNOWN = "0 to 2, or 255 (ignored)"
+
+
+def item(label: Path) -> Item:
+    return Item("a", label.with_name("image.png"), label)
+
+
+def index_masks(ignored: int = 255, names: int = 3) -> IndexMasks:
+    table, _, known = index_table(ClassTable.named([f"c{n}" for n in range(names)]), ignored)
+    return IndexMasks(table, known)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_numbers_of_8_and_16_bits(tmp_path, dtype):
+    ids = np.array([[0, 1], [2, 255]], dtype=dtype)
+    path = write_array(tmp_path / "m.png", ids)
+    assert read_ids(path).tolist() == ids.tolist()
+    assert index_masks().read(item(path), (2, 2)).mask.tolist() == ids.tolist()
+
+
+def test_black_and_white_palettes_and_grey_saved_as_colour_are_numbers(tmp_path):
+    from PIL import Image
+
+    ids = np.array([[0, 1], [1, 0]], dtype=np.uint8)
+    indexed = Image.fromarray(ids)
+    indexed.putpalette([9, 9, 9, 200, 0, 0])
+    indexed.save(tmp_path / "p.png")
+    write_array(tmp_path / "bw.png", ids.astype(bool))
+    write_array(tmp_path / "rgb.png", np.repeat(ids[..., None], 3, axis=2))
+    for name in ("p", "bw", "rgb"):
+        assert read_ids(tmp_path / f"{name}.png").tolist() == ids.tolist(), name
+
+
+def test_an_ignored_number_and_255_are_both_255(tmp_path):
+    path = write_array(tmp_path / "m.png", np.array([[10, 11, 255]], dtype=np.uint8))
+    table, classes, known = index_table(ClassTable.named([f"c{n}" for n in range(11)]), 11)
+    assert IndexMasks(table, known).read(item(path), (1, 3)).mask.tolist() == [[10, 255, 255]]
+    assert len(classes.names) == 11
+
+
+def test_an_ignored_class_moves_those_after_it_up(tmp_path):
+    path = write_array(tmp_path / "m.png", np.array([[0, 1, 2, 255]], dtype=np.uint8))
+    table, classes, known = index_table(ClassTable(("other", "a", "b"), colour_map(3), (0, 2)), 0)
+    assert IndexMasks(table, known).read(item(path), (1, 4)).mask.tolist() == [[255, 0, 1, 255]]
+    assert classes.names == ("a", "b") and classes.palette == colour_map(3)[1:] and classes.things == (1,)
+
+
+def test_a_number_without_a_class_is_named_with_its_file(tmp_path):
+    path = write_array(tmp_path / "m.png", np.array([[0, 7, 7, 9]], dtype=np.uint8))
+    with pytest.raises(DataError, match=r"m\.png: has numbers 7, 9 in 3 pixels, expected 0 to 2, or 255 \(ignored\)"):
+        index_masks().read(item(path), (1, 4))
+
+
+def test_another_size_than_the_image(tmp_path):
+    path = write_array(tmp_path / "m.png", striped(4, 6))
+    with pytest.raises(DataError, match=r"has 4 x 6 pixels .*image\.png has 6 x 4"):
+        index_masks().read(item(path), (6, 4))
+
+
+def test_a_file_cut_short_an_empty_and_a_missing_one(tmp_path):
+    path = write_array(tmp_path / "m.png", np.random.default_rng(0).integers(0, 3, (64, 64)).astype(np.uint8))
+    path.write_bytes(path.read_bytes()[:-300])
+    (tmp_path / "empty.png").touch()
+    for name, text in (("m.png", "cannot be decoded"), ("empty.png", "empty"), ("none.png", "cannot be read")):
+        with pytest.raises(CorruptSample, match=text) as caught:
+            read_ids(tmp_path / name)
+        assert caught.value.where.endswith(name)
+
+
+def test_colours_without_a_palette(tmp_path):
+    path = write_array(tmp_path / "m.png", np.array([[[1, 2, 3]]], dtype=np.uint8))
+    with pytest.raises(DataError, match=r"colour image.*palette\.txt"):
+        read_ids(path)
+
+
+def test_colours_become_labels_and_strange_ones_are_named(tmp_path):
+    pixels = np.array([[[0, 0, 0], [128, 64, 128], [0, 0, 1]]], dtype=np.uint8)
+    path = write_array(tmp_path / "m.png", pixels)
+    reader = ColourMasks({(128, 64, 128): 1, (0, 0, 0): 0, (0, 0, 1): 255}, "palette.txt")
+    assert reader.read(item(path), (1, 3)).mask.tolist() == [[0, 1, 255]]
+    fewer = ColourMasks({(0, 0, 0): 0, (0, 0, 1): 1}, "palette.txt")
+    with pytest.raises(DataError, match=r"1 pixels have colours that palette\.txt does not name, such as 128 64 128"):
+        fewer.read(item(path), (1, 3))
+
+
+def test_palettes_and_names(tmp_path):
+    file = tmp_path / "palette.txt"
+    file.write_text("0 0 0 background\n\n128 64 128 paved road\n", encoding="utf-8")
+    assert read_palette(file) == [((0, 0, 0), "background"), ((128, 64, 128), "paved road")]
+    file.write_text("0 0 0 a\n1 1 1 b\n0 0 0 c\n", encoding="utf-8")
+    with pytest.raises(DataError, match="lines 1 and 3 have the same colour 0 0 0"):
+        read_palette(file)
+    for line in ("300 0 0 a", "0 0 a", "road 1 2 3"):
+        file.write_text(line, encoding="utf-8")
+        with pytest.raises(DataError, match="line 1 is"):
+            read_palette(file)
+    names = tmp_path / "classes.txt"
+    for text, message in (("a\nb\na\n", "2 classes have the name 'a'"), ("a\n\nb\n", "line 2 is empty"), ("", "no cl")):
+        names.write_text(text, encoding="utf-8")
+        with pytest.raises(DataError, match=message):
+            read_names(names)
+    names.write_text("\n".join(map(str, range(256))), encoding="utf-8")
+    with pytest.raises(DataError, match="256 classes, at most 255"):
+        read_names(names)
+
+
+def test_colours_differ_and_are_those_of_voc():
+    colours = colour_map(255)
+    assert len(set(colours)) == 255 and (0, 0, 0) not in colours
+    assert colours[0] == (128, 0, 0) and colours[14] == (192, 128, 128)  # aeroplane and person
+
+
+def test_segments_of_labels_and_objects():
+    mask = np.array([[0, 0, 1], [1, 1, 255]], dtype=np.uint8)
+    objects = np.array([[5, 6, 1], [1, 2, 9]])
+    labels = with_segments(mask, objects, things=(1,))
+    assert labels.classes == (0, 1, 1) and labels.crowd == (False, False, False)
+    assert labels.segments is not None and labels.segments.tolist() == [[0, 0, 1], [1, 2, -1]]
+    crowd = with_segments(mask, objects - 1, things=(1,), void=0)
+    assert crowd.crowd == (False, True, False)
+
+
+def test_a_mask_of_segments_and_those_out_of_view():
+    segments = np.array([[0, 2, -1], [3, 3, 2]], dtype=np.int32)
+    labels = from_segments(segments, (4, 7, 1, 255), (False, True, True, False))
+    assert labels.mask.tolist() == [[4, 1, 255], [255, 255, 1]]
+    assert labels.segments is not None and labels.segments.tolist() == [[0, 1, -1], [-1, -1, 1]]
+    assert labels.classes == (4, 1) and labels.crowd == (False, True)
+
+
+@settings(max_examples=20)
+@given(
+    top=st.integers(-3, 8),
+    left=st.integers(-3, 8),
+    height=st.integers(0, 9),
+    width=st.integers(0, 9),
+    turn=st.booleans(),
+)
+def test_a_rectangle_fills_its_pixels_and_no_more(top, left, height, width, turn):
+    corners = [(left, top), (left + width, top), (left + width, top + height), (left, top + height)]
+    expected = np.zeros((10, 12), dtype=bool)
+    expected[max(0, top) : max(0, top + height), max(0, left) : max(0, left + width)] = True
+    found = polygon_mask([corners[::-1] if turn else corners], 10, 12)
+    assert (found == expected).all()
+
+
+def test_neighbouring_polygons_share_no_pixel_and_leave_none():
+    corner = (3.7, 5.2)
+    edges = [(0.0, 0.0), (9.0, 0.0), (9.0, 9.0), (0.0, 9.0)]
+    parts = [polygon_mask([[edges[k], edges[(k + 1) % 4], corner]], 9, 9) for k in range(4)]
+    assert (np.sum(parts, axis=0) == 1).all()
+
+
+def test_circles():
+    assert disc_mask((2.0, 2.0), 1.0, 4, 4).sum() == 4
+
+
+def coco_text(counts: list[int]) -> str:
+    """COCO's packing, written from its description: differences to the count two before, 5 bits per character."""
+    text = ""
+    for place, count in enumerate(counts):
+        value = count - (counts[place - 2] if place > 2 else 0)
+        more = True
+        while more:
+            bits = value & 31
+            value >>= 5
+            more = value != (-1 if bits & 16 else 0)
+            text += chr((bits | (32 if more else 0)) + 48)
+    return text
+
+
+@settings(max_examples=20)
+@given(seed=st.integers(0, 999), height=st.integers(1, 40), width=st.integers(1, 50), share=st.floats(0, 1))
+def test_run_length_codes_plain_and_packed(seed, height, width, share):
+    mask = np.random.default_rng(seed).random((height, width)) < share
+    flat = mask.T.ravel()
+    edges = np.flatnonzero(np.diff(flat)) + 1
+    counts = np.diff([0, *edges.tolist(), len(flat)]).tolist()
+    counts = [0, *counts] if flat[0] else counts
+    for code in (counts, coco_text(counts)):
+        assert (run_length_mask({"size": [height, width], "counts": code}) == mask).all()
+    with pytest.raises(ValueError, match="runs cover"):
+        run_length_mask({"size": [height + 1, width], "counts": counts})
