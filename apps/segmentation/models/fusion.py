@@ -77,7 +77,8 @@ def _by_taps(level: Tensor, weight: Tensor, size: Size, align_corners: bool) -> 
 
 def _moved(like: Tensor, length: int, target: int, kernel: int, align_corners: bool) -> Tensor:
     """Linear resizing of an axis for every tap: [kernel * length, target]; what a tap sees beyond the ends is 0."""
-    unit = torch.eye(length, dtype=torch.float32, device=like.device)[None]
+    full = like.dtype if like.dtype == torch.float64 else torch.float32
+    unit = torch.eye(length, dtype=full, device=like.device)[None]
     places = F.interpolate(unit, size=target, mode="linear", align_corners=align_corners)[0]  # length, target
     padding = kernel // 2
     padded = F.pad(places, (padding, padding))
