@@ -20,6 +20,7 @@ MOST_DETECTIONS = 100
 """Of each class and image, the most certain ones."""
 
 _RECALLS = 101
+_COLUMNS = 3 + 2 * len(RANGES)
 _BITS = 2 ** torch.arange(len(THRESHOLDS))
 
 
@@ -122,8 +123,9 @@ class MaskPrecision(Metric):
         for row, (least, most) in enumerate(RANGES.values()):
             counted = ~objects.crowd & (objects.true_areas >= least) & (objects.true_areas <= most)
             self.objects[row] += torch.bincount(objects.true_classes[counted], minlength=self.classes).to(device)
-        for label in objects.classes.unique().tolist():
-            self.rows.append(_matched(image, label, objects).to(device))  # type: ignore[union-attr]
+        parts = [_matched(image, label, objects) for label in objects.classes.unique().tolist()]
+        rows = torch.cat([torch.zeros(0, _COLUMNS, dtype=torch.float64), *parts])  # also without detections: all gather
+        self.rows.append(rows.to(device))  # type: ignore[union-attr]
 
     def compute(self) -> PrecisionScores:
         """Scores over all images."""
@@ -147,7 +149,7 @@ class MaskPrecision(Metric):
         shape = len(RANGES), self.classes, len(THRESHOLDS)
         precision, recall = torch.full(shape, torch.nan).double(), torch.full(shape, torch.nan).double()
         objects = self.objects.cpu()
-        rows = dim_zero_cat(self.rows).cpu() if len(self.rows) else torch.zeros(0, 3 + 2 * len(RANGES)).double()
+        rows = dim_zero_cat(self.rows).cpu() if len(self.rows) else torch.zeros(0, _COLUMNS).double()
         order = rows[:, 0].argsort(stable=True)
         rows = rows[order][rows[order, 2].argsort(descending=True, stable=True)]  # by score, then by image
         for place in range(len(RANGES)):

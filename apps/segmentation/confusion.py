@@ -88,18 +88,23 @@ class ConfusionCounts(Metric):
         """
         if prediction.shape != labels.shape:
             raise ShapeError(f"predictions {list(prediction.shape)} must have the shape of labels {list(labels.shape)}")
-        known = labels != IGNORED
-        rows, columns = (self._classes_or_none(values[known].long()) for values in (labels, prediction))
-        self.counts += torch.bincount(rows * (self.classes + 1) + columns, minlength=(self.classes + 1) ** 2)
+        codes = labels.long().clamp(-1, IGNORED + 1).add_(1).mul_(self.classes + 2)
+        codes += prediction.long().clamp(-1, self.classes).add_(1)
+        pixels = torch.bincount(codes.flatten(), minlength=(IGNORED + 3) * (self.classes + 2))
+        pixels = pixels.unflatten(0, (IGNORED + 3, self.classes + 2))
+        pixels[IGNORED + 1] = 0
+        pixels = _none_last(_none_last(pixels, self.classes).T, self.classes).T
+        self.counts += pixels.flatten()
         self.images += len(labels)
-
-    def _classes_or_none(self, values: Tensor) -> Tensor:
-        """Values that are no class become the number after the last class."""
-        return values.where((values >= 0) & (values < self.classes), values.new_tensor(self.classes))
 
     def compute(self) -> Tensor:
         """Pixels by label (rows) and prediction (columns), [C + 1, C + 1] int64; the last ones are for no class."""
         return self.counts.unflatten(0, (self.classes + 1, self.classes + 1))
+
+
+def _none_last(table: Tensor, classes: int) -> Tensor:
+    """Rows of the numbers -1, 0, 1, ... as rows of the classes and one of all numbers that are none."""
+    return torch.cat([table[1 : classes + 1], (table[0] + table[classes + 1 :].sum(0))[None]])
 
 
 def class_areas(counts: Tensor) -> ClassAreas:
