@@ -164,19 +164,18 @@ class PanopticMasks(LabelReader):
 
     def read(self, item: Item, size: Size, segments: bool = False) -> Labels:
         """Labels of an image."""
-        pixels = np.asarray(open_mask(item.label).convert("RGB"), dtype=np.int64)  # H, W, 3
+        pixels = np.asarray(open_mask(item.label).convert("RGB")).astype(np.int32)  # H, W, 3
         check_size(pixels, size, item.label, item.image)
-        ids, inverse = np.unique(pixels @ np.array([1, 256, 65536]), return_inverse=True)
-        listed = {segment.id: segment for segment in self.segments[item.image.stem]}
-        unlisted = [number for number in ids.tolist() if number and number not in listed]
-        if unlisted:
-            text = f"has the segment {unlisted[0]}, which {self.path} does not list"
+        ids = pixels[..., 0] | pixels[..., 1] << 8 | pixels[..., 2] << 16
+        listed = sorted(self.segments[item.image.stem])
+        known = np.array([0, *(segment.id for segment in listed)])
+        places = np.searchsorted(known, ids).clip(max=len(known) - 1)
+        strange = known[places] != ids
+        if strange.any():
+            text = f"has the segment {ids[strange][0]}, which {self.path} does not list"
             raise DataError(text, str(item.label), "Both files must be of one version; save PNG files unchanged")
-        found = [listed[number] for number in ids.tolist() if number]
-        numbers = np.where(ids > 0, np.cumsum(ids > 0) - 1, -1).astype(np.int32)
-        classes = [self._label(segment, item) for segment in found]
-        crowd = [segment.crowd for segment in found]
-        return from_segments(numbers[inverse.reshape(size)], classes, crowd, segments)
+        classes = [self._label(segment, item) for segment in listed]
+        return from_segments((places - 1).astype(np.int32), classes, [segment.crowd for segment in listed], segments)
 
     def signature(self) -> bytes:
         """Content of the annotations, and labels."""

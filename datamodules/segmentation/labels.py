@@ -27,6 +27,7 @@ Size = tuple[int, int]
 MEND = "Replace or remove the file, or go on without it by --data.on_corrupt skip"
 _IDS = 1 << 16
 _UNKNOWN = 1 << 15
+_TABLE = 1 << 20
 _GREY_MODES = ("1", "L", "P", "I;16", "I;16B", "I;16L", "I;16N", "I")
 
 
@@ -130,7 +131,7 @@ class ColourMasks(LabelReader):
 
     def read(self, item: Item, size: Size, segments: bool = False) -> Labels:
         """Labels of an image."""
-        pixels = np.asarray(open_mask(item.label).convert("RGB"), dtype=np.int64)  # H, W, 3
+        pixels = np.asarray(open_mask(item.label).convert("RGB")).astype(np.int32)  # H, W, 3
         codes = pixels[..., 0] << 16 | pixels[..., 1] << 8 | pixels[..., 2]
         check_size(codes, size, item.label, item.image)
         places = np.searchsorted(self.codes, codes).clip(max=len(self.codes) - 1)
@@ -162,16 +163,30 @@ def with_segments(mask: NDArray[np.uint8], objects: NDArray[np.int64], things: S
     """
     apart = np.isin(mask, things)
     keys = np.where(apart, objects + 1, 0) << 8 | mask
-    found, inverse = np.unique(keys, return_inverse=True)
+    found, inverse = distinct(keys)
     kept = (found & 255) != IGNORED
     numbers = np.where(kept, np.cumsum(kept) - 1, -1).astype(np.int32)
     crowd = ((found >> 8) == void + 1) & np.isin(found & 255, things)
     return Labels(
         mask,
-        numbers[inverse.reshape(mask.shape)],
+        numbers[inverse],
         tuple((found[kept] & 255).tolist()),
         tuple((crowd[kept] & (void >= 0)).tolist()),
     )
+
+
+def distinct(keys: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The values of an array of small numbers from 0, sorted, and the place of each element among them.
+
+    As ``np.unique`` gives them, without sorting an image of millions of pixels.
+    """
+    largest = int(keys.max(initial=0))
+    if largest >= _TABLE:
+        found, inverse = np.unique(keys, return_inverse=True)
+        return found, inverse.reshape(keys.shape)
+    seen = np.zeros(largest + 1, dtype=bool)
+    seen[keys] = True
+    return np.flatnonzero(seen), (np.cumsum(seen) - 1)[keys]
 
 
 def from_segments(
@@ -189,8 +204,7 @@ def from_segments(
     mask = table[segments]
     if not keep:
         return Labels(mask)
-    used = np.zeros(len(table), dtype=bool)
-    used[np.unique(segments)] = True
+    used = np.bincount(segments.ravel() + 1, minlength=len(table))[[*range(1, len(table)), 0]] > 0
     used &= table != IGNORED
     numbers = np.where(used, np.cumsum(used) - 1, -1).astype(np.int32)
     chosen = np.flatnonzero(used).tolist()
