@@ -17,6 +17,7 @@ from __future__ import annotations
 from functools import cache
 from typing import Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -24,6 +25,7 @@ from torch import Tensor
 from backbones.attention.attend import without_autocast
 from backbones.attention.backends.mask import HIDDEN
 from backbones.attention.dispatch import exporting, resolve_form
+from backbones.attention.tables import table
 from graftwork.errors import ConfigError, ShapeError
 
 Grid = tuple[int, int]
@@ -151,10 +153,10 @@ def _by_rows(x: Tensor, grid: Grid, reach: int, iterations: int, temperature: fl
     for 40 x 40 tokens of 1024 channels and 28 x 28 centres, and five times for 32 x 32 of 384 and 22 x 22.
     """
     (rows, columns), span = grid, 2 * reach + 1
-    index, hidden, real = _row_tables((x.shape[1], x.shape[2]), grid, reach, x.device)
-    hidden = hidden.to(x.dtype)
+    size = (x.shape[1], x.shape[2])
+    hidden, real = _hidden(size, grid, reach, x.device), _real(size, rows, x.device)
     centres = initial_centres(x, grid)
-    x = x[:, index].flatten(2, 3)  # B, h, p * W, C
+    x = x[:, _row_index(size[0], rows, x.device)].flatten(2, 3)  # B, h, p * W, C
     for _ in range(iterations):
         # what is the same for all centres, a token's own square, has no part in a softmax
         near = F.pad(centres, (0, 0, 0, 0, reach, reach)).unfold(1, span, 1)  # B, h, w, C, span
@@ -178,31 +180,51 @@ def _overlap_rows(parts: Tensor, reach: int) -> Tensor:
 
 
 @cache
-def _homes(tokens: int, cells: int, device: torch.device) -> Tensor:
+def _places(tokens: int, cells: int) -> list[int]:
     """Row (or column) of the grid that each row of tokens belongs to: nearest neighbours, rounded as torch does."""
-    places = torch.arange(cells, dtype=torch.float32)[None, None]
-    return F.interpolate(places, size=tokens, mode="nearest").flatten().long().to(device)
+    ratio = np.float32(cells) / np.float32(tokens)
+    return [min(int(np.float32(token) * ratio), cells - 1) for token in range(tokens)]
+
+
+@table()
+def _homes(tokens: int, cells: int, device: torch.device) -> Tensor:
+    return torch.tensor(_places(tokens, cells), device=device)
 
 
 @cache
-def _row_tables(size: Grid, grid: Grid, reach: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """For :func:`_by_rows`.
+def _rows_of_tokens(tokens: int, cells: int) -> list[list[int]]:
+    """Rows of tokens of each row of the grid."""
+    places = _places(tokens, cells)
+    return [[token for token, place in enumerate(places) if place == cell] for cell in range(cells)]
 
-    Returns:
-        Rows of tokens of each row of the grid, [h, p], filled up where a row has fewer; what is added to logits to hide
-        centres out of reach, [h, p * W, span * w]; and which tokens are no filling, [h, p * W, 1].
-    """
-    cpu, width = torch.device("cpu"), size[1]
-    counts = torch.bincount(_homes(size[0], grid[0], cpu), minlength=grid[0])
-    order = torch.arange(int(counts.max()))
-    index = ((counts.cumsum(0) - counts)[:, None] + order).clamp(max=size[0] - 1)
-    real = (order < counts[:, None])[:, :, None].expand(-1, -1, width)
-    rows = torch.arange(grid[0])[:, None] + torch.arange(-reach, reach + 1)
+
+@table()
+def _row_index(tokens: int, cells: int, device: torch.device) -> Tensor:
+    """Rows of tokens of each row of the grid, [h, p], filled up with any where a row has fewer."""
+    rows = _rows_of_tokens(tokens, cells)
+    most = max(map(len, rows))
+    return torch.tensor([row + [0] * (most - len(row)) for row in rows], device=device)
+
+
+@table()
+def _real(size: Grid, cells: int, device: torch.device) -> Tensor:
+    """Which tokens of each row of the grid are no filling, [h, p * W, 1]."""
+    rows = _rows_of_tokens(size[0], cells)
+    most = max(map(len, rows))
+    real = torch.tensor([[place < len(row) for place in range(most)] for row in rows], device=device)
+    return real[:, :, None].expand(-1, -1, size[1]).flatten(1, 2)[..., None]
+
+
+@table()
+def _hidden(size: Grid, grid: Grid, reach: int, device: torch.device) -> Tensor:
+    """What is added to logits of tokens and centres that are out of reach, [h, p * W, span * w]."""
+    rows = torch.arange(grid[0], device=device)[:, None] + torch.arange(-reach, reach + 1, device=device)
     outside = (rows < 0) | (rows >= grid[0])  # h, span
-    far = (_homes(width, grid[1], cpu)[:, None] - torch.arange(grid[1])).abs() > reach  # W, w
-    out = (outside[:, None, None, :, None] | far[None, None, :, None]).expand(-1, len(order), -1, -1, -1)
-    hidden = torch.zeros(out.shape).masked_fill(out, HIDDEN).flatten(3, 4).flatten(1, 2)
-    return index.to(device), hidden.to(device), real.flatten(1, 2)[..., None].to(device)
+    columns = torch.arange(grid[1], device=device)
+    far = (_homes(size[1], grid[1], device)[:, None] - columns).abs() > reach  # W, w
+    most = max(map(len, _rows_of_tokens(size[0], grid[0])))
+    out = (outside[:, None, None, :, None] | far[None, None, :, None]).expand(-1, most, -1, -1, -1)
+    return torch.zeros(out.shape, device=device).masked_fill(out, HIDDEN).flatten(3, 4).flatten(1, 2)
 
 
 def _squared_distances(x: Tensor, centres: Tensor) -> Tensor:
