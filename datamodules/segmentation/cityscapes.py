@@ -52,7 +52,7 @@ class CityscapesMasks(IndexMasks):
     def __init__(self, things: tuple[int, ...]) -> None:
         super().__init__({number: label for label, number in enumerate(IDS)}, things=things, other=IGNORED)
 
-    def told_apart(self, mask: NDArray[np.uint8], item: Item) -> Labels:
+    def segmented(self, mask: NDArray[np.uint8], item: Item) -> Labels:
         """The mask with its segments; groups that nobody could tell apart are crowds."""
         if item.instances is None:
             return with_segments(mask, np.zeros(mask.shape, dtype=np.int64), self.things, void=0)

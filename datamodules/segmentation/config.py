@@ -187,6 +187,9 @@ class FolderConfig(LabelledConfig):
     """Name of the folder with images."""
     masks_folder: str = "masks"
     """Name of the folder with masks; they are found by the name of the image."""
+    instances_folder: str = "instances"
+    """Name of the folder beside it with PNG files of numbers of objects, where there is one; read if things are
+    named."""
     train_folder: str = "train"
     """Name of the folder of the training split; without any folder of a split, images are shared out by their names."""
     val_folder: str = "val"
@@ -205,13 +208,16 @@ class FolderConfig(LabelledConfig):
     background: str = "background"
     """Class of pixels that no polygon covers, for polygons; empty to ignore these pixels."""
     things: tuple[str, ...] = ()
-    """Classes whose objects are told apart, where labels do not say so themselves: with LabelMe, whose objects are
-    separate polygons, or those of one group_id."""
+    """Classes whose objects are told apart, where labels do not say so themselves: by the files of instances; with
+    LabelMe, by separate polygons, those of one group_id being one object."""
 
     def problems(self) -> Iterator[str]:
         """Values out of range."""
         yield from super().problems()
-        for name in ("images_folder", "masks_folder", "train_folder", "val_folder", "test_folder"):
+        for name in (
+            *("images_folder", "masks_folder", "instances_folder"),
+            *("train_folder", "val_folder", "test_folder"),
+        ):
             if not getattr(self, name).strip("/"):
                 yield f"{name} must be the name of a folder"
         for name in ("classes", "palette"):

@@ -8,6 +8,7 @@ files of COCO's format lie in the folder of masks or in its split's folder.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -54,11 +55,13 @@ class Place(NamedTuple):
     Args:
         images: Of the images.
         masks: Of the masks.
+        instances: Of files that tell objects apart; they need not be there.
         annotations: File in COCO's format, where there is one.
     """
 
     images: Path
     masks: Path
+    instances: Path
     annotations: Path | None
 
 
@@ -89,6 +92,8 @@ def find_folder(config: FolderConfig) -> Layout:
         else:
             items[split], left = _paired(place, ".json" if kind == "labelme" else "")
             unused += left
+            if config.things and kind != "labelme":
+                items[split] = _with_instances(place, items[split])
     reading = _reading(kind, root, items, annotations, config)
     splits = {split: Split(found, reading.readers[split]) for split, found in items.items()}
     flat = "train" in places and places["train"].images == root / config.images_folder
@@ -112,26 +117,29 @@ def split_places(root: Path, config: FolderConfig) -> dict[str, Place]:
         for candidate in names:
             inner, outer = images / candidate, root / candidate / config.images_folder
             if inner.is_dir():
-                found[split] = _place(inner, masks / candidate, root, candidate)
+                instances = root / config.instances_folder / candidate
+                found[split] = _place(inner, masks / candidate, instances, root, candidate)
             elif outer.is_dir():
-                found[split] = _place(outer, root / candidate / config.masks_folder, root / candidate, candidate)
+                beside = root / candidate
+                instances = beside / config.instances_folder
+                found[split] = _place(outer, beside / config.masks_folder, instances, beside, candidate)
             if split in found:
                 break
         if split not in found and name != split:
             raise DataError(f"no such folder: {images / name}", f"data.{split}_folder", f"Expected {TREE}")
     if not found and images.is_dir():
-        return {"train": _place(images, masks, root, "train")}
+        return {"train": _place(images, masks, root / config.instances_folder, root, "train")}
     if "train" not in found:
         what = f"has images for {', '.join(found)} but none for training" if found else "has no folder of images"
         raise DataError(f"{what}; found {folder_names(root)}", str(root), f"Expected {TREE}")
     return found
 
 
-def _place(images: Path, masks: Path, beside: Path, split: str) -> Place:
+def _place(images: Path, masks: Path, instances: Path, beside: Path, split: str) -> Place:
     names = (*COCO_FILES, f"{split}.json", f"panoptic_{split}.json", f"instances_{split}.json")
     folders = dict.fromkeys((masks, images, beside, beside / "annotations"))
     candidates = (folder / name for folder in folders for name in names)
-    return Place(images, masks, next((path for path in candidates if path.is_file()), None))
+    return Place(images, masks, instances, next((path for path in candidates if path.is_file()), None))
 
 
 def kind_of(places: Mapping[str, Place], root: Path, config: FolderConfig) -> str:
@@ -170,6 +178,23 @@ def _paired(place: Place, ending: str) -> tuple[tuple[Item, ...], list[Path]]:
     found = matched(place.images, images, place.masks, {**short, **masks})
     used = {item.label for item in found}
     return found, [] if inside else [place.masks / file for file in files if place.masks / file not in used]
+
+
+def _with_instances(place: Place, items: tuple[Item, ...]) -> tuple[Item, ...]:
+    """Images with the files that tell their objects apart.
+
+    Raises:
+        DataError: An image has none.
+    """
+    if not place.instances.is_dir():
+        mend = "Put a PNG file of object numbers there for every image, or name no --data.things"
+        raise DataError("no such folder, which data.things needs", str(place.instances), mend)
+    files = by_stem(place.instances, images_below(place.instances))
+    missing = [item.name for item in items if item.name not in files]
+    if missing:
+        text = f"{len(missing):,} of {len(items):,} images have no file here, first '{missing[0]}'"
+        raise DataError(text, str(place.instances), f"Expected {missing[0]}.png, named as the image")
+    return tuple(replace(item, instances=place.instances / files[item.name]) for item in items)
 
 
 def _files_below(folder: Path, ending: str) -> list[str]:
@@ -237,12 +262,14 @@ def _reading(
     listed = tuple(names or (name for _, name in entries))
     every = ClassTable(listed, tuple(colour for colour, _ in entries) or colour_map(len(listed)))
     numbers, classes, known = index_table(every, config.ignore_id)
+    things = tuple(_thing_labels(list(classes.names), config))
     reader: LabelReader
     if kind == "colour":
-        reader = ColourMasks({colour: numbers[place] for place, (colour, _) in enumerate(entries)}, config.palette)
+        labels = {colour: numbers[place] for place, (colour, _) in enumerate(entries)}
+        reader = ColourMasks(labels, config.palette, things)
     else:
-        reader = IndexMasks(numbers, known)
-    return Reading(classes, dict.fromkeys(items, reader))
+        reader = IndexMasks(numbers, known, things)
+    return Reading(replace(classes, things=things), dict.fromkeys(items, reader))
 
 
 def _agree(names: list[str], coloured: list[str], named: Path, palette: Path) -> None:

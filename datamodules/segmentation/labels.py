@@ -100,15 +100,11 @@ class IndexMasks(LabelReader):
         mask = self.table[ids]
         if (mask == _UNKNOWN).any():
             raise unknown_ids(ids, mask == _UNKNOWN, item.label, self.known)
-        return self.told_apart(mask.astype(np.uint8), item) if segments else Labels(mask.astype(np.uint8))
+        return self.segmented(mask.astype(np.uint8), item) if segments else Labels(mask.astype(np.uint8))
 
-    def told_apart(self, mask: NDArray[np.uint8], item: Item) -> Labels:
+    def segmented(self, mask: NDArray[np.uint8], item: Item) -> Labels:
         """The mask with its segments; a subclass says how files of instances are to be read."""
-        if item.instances is None:
-            return with_segments(mask, np.zeros(mask.shape, dtype=np.int64), self.things)
-        objects = read_ids(item.instances)
-        check_size(objects, mask.shape, item.instances, item.image)
-        return with_segments(mask, objects.astype(np.int64), self.things)
+        return told_apart(mask, item, self.things)
 
     def signature(self) -> bytes:
         """The table."""
@@ -121,9 +117,11 @@ class ColourMasks(LabelReader):
     Args:
         palette: Colour to label.
         where: The file that gives the colours, for messages.
+        things: Labels whose objects are told apart by the items' ``instances``; empty where they are not.
     """
 
-    def __init__(self, palette: Mapping[Colour, int], where: str) -> None:
+    def __init__(self, palette: Mapping[Colour, int], where: str, things: Sequence[int] = ()) -> None:
+        self.things, self.tells_segments = tuple(things), bool(things)
         codes = {red << 16 | green << 8 | blue: label for (red, green, blue), label in palette.items()}
         self.codes = np.array(sorted(codes), dtype=np.int64)
         self.labels = np.array([codes[code] for code in sorted(codes)], dtype=np.uint8)
@@ -138,7 +136,8 @@ class ColourMasks(LabelReader):
         strange = self.codes[places] != codes
         if strange.any():
             raise self._unknown(codes[strange], item.label)
-        return Labels(self.labels[places])
+        mask = self.labels[places]
+        return told_apart(mask, item, self.things) if segments else Labels(mask)
 
     def signature(self) -> bytes:
         """Colours and labels."""
@@ -150,6 +149,20 @@ class ColourMasks(LabelReader):
         text = f"{len(codes):,} pixels have colours that {self.where} does not name, such as {colour}"
         mend = f"Add a line '{colour} name'; colours at edges come from resizing or JPEG: save masks as PNG, unscaled"
         return DataError(text, str(path), mend)
+
+
+def told_apart(mask: NDArray[np.uint8], item: Item, things: Sequence[int]) -> Labels:
+    """A mask with segments by the file of instances of an item; objects of one class have one segment without it.
+
+    Raises:
+        CorruptSample: The file cannot be decoded.
+        DataError: It has another size than the image.
+    """
+    if item.instances is None:
+        return with_segments(mask, np.zeros(mask.shape, dtype=np.int64), things)
+    objects = read_ids(item.instances)
+    check_size(objects, mask.shape, item.instances, item.image)
+    return with_segments(mask, objects.astype(np.int64), things)
 
 
 def with_segments(mask: NDArray[np.uint8], objects: NDArray[np.int64], things: Sequence[int], void: int = -1) -> Labels:

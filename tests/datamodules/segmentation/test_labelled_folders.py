@@ -187,6 +187,24 @@ def test_labelme_shapes_that_cannot_be_used(tmp_path):
         labels(find(tmp_path / "name"))
 
 
+@pytest.mark.parametrize("split_first", [False, True])
+def test_files_of_instances(tmp_path, split_first):
+    place = tmp_path / "train" if split_first else tmp_path
+    below = "" if split_first else "train"
+    write_image(place / "images" / below / "a.png")
+    write_array(place / "masks" / below / "a.png", striped(labels=(0, 1, 1, 2)))
+    (tmp_path / "classes.txt").write_text("sky\ncar\ntree\n", encoding="utf-8")
+    assert not find(tmp_path).splits["train"].labels.tells_segments
+    with pytest.raises(DataError, match=r"instances.*: no such folder, which data\.things needs"):
+        find(tmp_path, things=("car",))
+    write_array(place / "instances" / below / "b.png", striped(labels=(7, 300 - 256, 3, 9)))
+    with pytest.raises(DataError, match=r"1 of 1 images have no file here, first 'a'"):
+        find(tmp_path, things=("car",))
+    write_array(place / "instances" / below / "a.png", striped(labels=(7, 5, 3, 9)))
+    layout = find(tmp_path, things=("car",))
+    assert layout.classes.things == (1,) and sorted(labels(layout).classes) == [0, 1, 1, 2]
+
+
 def test_no_folder_a_file_and_an_empty_folder(tmp_path):
     with pytest.raises(DataError, match=r"data\.root: no folder of images given\. Expected root/images/train"):
         FolderConfig().find()
