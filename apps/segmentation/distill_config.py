@@ -37,9 +37,9 @@ class DistillConfig:
     """Attention heads of the mixing of the last embedding (kind=gl); they must divide its channels."""
     residual: bool = False
     """Add what the mixing was given to what it gives (kind=gl)."""
-    separate_single: bool = True
-    """Where levels are fused, batches of one image take a layer of their own, as published; else the norm of larger
-    batches on its running statistics."""
+    separate_single: bool = False
+    """Let batches of one image take a layer of their own where levels are fused, as published; else they take the one
+    of larger batches, with running statistics in its norm."""
 
     @property
     def active(self) -> bool:

@@ -4,7 +4,7 @@ A patch embedding is what a stage's downsampling gives to its blocks: with overl
 transformers, by merging in Swin. Where a stage has no downsampling of its own (the first one after a stem, ResNet,
 MaxViT), what comes into the stage stands for it; in a plain ViT, what comes into the block that makes the level.
 
-Shape legend: B batch, C channels, H height, W width, P class and register tokens.
+Shape legend: B batch, C channels, H height, W width.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from backbones.vision.base import VisionBackbone
+from backbones.vision.base import Stage, VisionBackbone
 from graftwork.errors import ConfigError
 
 Size = tuple[int, int]
@@ -81,7 +81,8 @@ class PyramidReader:
         seen, size = self._probe()
         strides = tuple(backbone.strides[place] for place in self._order)
         prefix = int(getattr(getattr(backbone, "trunk", None), "num_prefix_tokens", 0))
-        self._layouts = [_Layout.of(x, stride, prefix, size) for x, stride in zip(seen, strides, strict=True)]
+        padded = self._padded(size)
+        self._layouts = [_Layout.of(x, stride, prefix, padded) for x, stride in zip(seen, strides, strict=True)]
         self.sizes = PyramidSizes(
             channels=tuple(backbone.channels[place] for place in self._order),
             strides=strides,
@@ -97,13 +98,20 @@ class PyramidReader:
             def finish(module: nn.Module, inputs: tuple[Tensor, ...], levels: Sequence[Tensor]) -> None:
                 size = (inputs[0].shape[2], inputs[0].shape[3])
                 found.levels = [levels[place] for place in self._order]
-                found.embeddings = [layout.map(seen[i], size) for i, layout in enumerate(self._layouts)]
+                layouts, padded = enumerate(self._layouts), self._padded(size)
+                found.embeddings = [layout.map(seen[number], size, padded) for number, layout in layouts]
 
             handle = self.backbone.register_forward_hook(finish)
             try:
                 yield found
             finally:
                 handle.remove()
+
+    def _padded(self, size: Size) -> Size:
+        """Height and width of what the backbone itself sees of an image."""
+        sizes = getattr(self.backbone, "sizes", None)  # models of timm have them
+        padded: Size = size if sizes is None else sizes.padded(*size)
+        return padded
 
     @contextmanager
     def _watching(self) -> Iterator[dict[int, Tensor]]:
@@ -117,8 +125,7 @@ class PyramidReader:
     def _probe(self) -> tuple[list[Tensor], Size]:
         """Compute once; returns the embeddings as they lie in memory, and height and width of the image."""
         backbone = self.backbone
-        only = getattr(getattr(backbone, "sizes", None), "only", None)
-        size: Size = only or PROBE
+        size: Size = getattr(getattr(backbone, "sizes", None), "only", None) or PROBE
         image = next(backbone.parameters()).new_zeros(1, backbone.in_channels, *size)
         modes = {module: module.training for module in backbone.modules()}
         try:
@@ -167,11 +174,11 @@ class _Layout:
         """Channels of the embedding."""
         return x.shape[1 if self.kind == "first" else -1]
 
-    def map(self, x: Tensor, image: Size) -> Tensor:
+    def map(self, x: Tensor, image: Size, padded: Size) -> Tensor:
         """The embedding of an image as [B, C, H, W], without what padding added."""
         rows, columns = map_size(image, self.stride)
         if self.kind == "tokens":
-            x = x[:, self.prefix :].mT.unflatten(2, (rows, -1))
+            x = x[:, self.prefix :].mT.unflatten(2, map_size(padded, self.stride))
         elif self.kind == "last":
             x = x.permute(0, 3, 1, 2)
         return x[:, :, :rows, :columns]
@@ -189,6 +196,8 @@ def _stage(backbone: VisionBackbone, level: int) -> nn.Module:
 
 def _watch(stage: nn.Module, keep: Callable[[Tensor], None]) -> RemovableHandle:
     """Hand over the patch embedding of a stage whenever it computes."""
+    if isinstance(stage, Stage):
+        return stage.blocks[0].register_forward_pre_hook(lambda module, inputs: keep(inputs[0]))
     downsample = getattr(stage, "downsample", None)
     if isinstance(downsample, nn.Module):
         return downsample.register_forward_hook(lambda module, inputs, output: keep(output))

@@ -129,8 +129,9 @@ class Distiller(nn.Module):
 
 def embedding_terms(aligned: Sequence[Tensor], teacher: Sequence[Tensor]) -> list[Tensor]:
     """Mean squared error of every patch embedding, fine to coarse; no gradient flows to the teacher."""
-    pairs = zip(aligned, teacher, strict=True)
-    return [F.mse_loss(resized(ours, theirs).float(), theirs.detach().float()) for ours, theirs in pairs]
+    pairs = [(resized(ours, theirs), theirs.detach()) for ours, theirs in zip(aligned, teacher, strict=True)]
+    precise = [torch.promote_types(ours.dtype, torch.float32) for ours, _ in pairs]
+    return [F.mse_loss(ours.to(dtype), theirs.to(dtype)) for (ours, theirs), dtype in zip(pairs, precise, strict=True)]
 
 
 def resized(ours: Tensor, theirs: Tensor) -> Tensor:

@@ -3,8 +3,9 @@
 Source: Liu et al. 2022, "TransKD: Transformer Knowledge Distillation for Efficient Semantic Segmentation", section III.
 Differs: patch embeddings are maps here, so that backbones of any layout and with other strides can be compared.
 
-Three surprises: a batch of one image takes a layer of its own where levels are fused; nothing is activated after the
-projections to the teacher's width; the factors of the global and the local branch have no published initial value.
+Three surprises: as published, a batch of one image takes a layer of its own where levels are fused (optional here, as
+one of two layers would be without gradients in every step); nothing is activated after the projections to the teacher's
+width; the factors of the global and the local branch have no published initial value.
 
 Shape legend: B batch, C channels of the student, D channels of the teacher, E channels of the fusion, H x W a level.
 """
@@ -53,7 +54,7 @@ class LevelFusion(nn.Module):
         width: int,
         *,
         first: bool,
-        separate_single: bool = True,
+        separate_single: bool = False,
         squeezed: int = SQUEEZED,
     ) -> None:
         super().__init__()
@@ -115,7 +116,7 @@ class CrossSelectiveFusion(nn.Module):
         out_channels: Sequence[int],
         width: int = 64,
         *,
-        separate_single: bool = True,
+        separate_single: bool = False,
         squeezed: int = SQUEEZED,
     ) -> None:
         super().__init__()

@@ -44,6 +44,7 @@ def _distiller(case: Case) -> Distiller:
         width=official["mid_channel"],
         heads=official.get("num_heads_gl") or 8,
         residual=bool((official.get("options") or {}).get("add", False)),
+        separate_single=True,
         embedding_weights=(1.0,) * len(official["student_channels"]),
     )
     ours, theirs = (
