@@ -31,6 +31,22 @@ SMALL: dict[str, Any] = {
     "run.report": False,
 }
 
+SMALL_MASKS: dict[str, Any] = {
+    "width": 32,
+    "mask_width": 32,
+    "queries": 8,
+    "layers": 2,
+    "heads": 4,
+    "mlp": 64,
+    "encoder_layers": 1,
+    "encoder_heads": 4,
+    "encoder_mlp": 64,
+    "groups": 4,
+    "merge_groups": 4,
+    "loss_points": 256,
+}
+"""Options of a Mask2Former of seconds."""
+
 
 def small(folder: Path, **changes: Any) -> SegmentationConfig:
     """A configuration of seconds: ``small(path, **{"data.num_workers": 2})``; None takes an option away."""

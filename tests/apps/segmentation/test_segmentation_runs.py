@@ -14,11 +14,13 @@ from apps.segmentation.config import TASK
 from apps.segmentation.module import SegmentationModule
 from datamodules.segmentation.config import GeneratedConfig
 from graftwork.errors import ConfigError, WeightsError
-from tests.apps.segmentation.runs import results, run, small, weights
+from tests.apps.segmentation.runs import SMALL_MASKS, results, run, small, weights
 from tests.resume.runs import assert_same_run
 
 EVERYTHING = {"data.balance": 0.5, "model.class_weights": "sqrt", "checkpoint.every_n_steps": 1}
-OBJECTS = {"model.head": "mask2former", "model.head.channels": None}
+OBJECTS = {"model.head": "mask2former", "model.head.channels": None} | {
+    f"model.head.{name}": value for name, value in SMALL_MASKS.items()
+}
 
 
 class PowerCutError(Exception):
