@@ -6,7 +6,8 @@ larger kernel is a sum over its taps, each a kernel of 1 on the resized level mo
 at the level's own resolution, too, and resized, moved and summed by two small matrices, one per axis. Beyond the border
 of the resized level are zeros, which the matrices hold. Values and gradients are those of the literal form.
 
-Fewer multiply-adds: for a level of a quarter of the positions a quarter, plus 9 per channel, position and axis length.
+For a level of a quarter of the positions mixing takes a quarter of the multiply-adds; the matrices take some that do
+not depend on its channels. Where these are more than what is saved, the level is resized and convolved.
 
 Shape legend: B batch, C channels of a level, F filters, k kernel, h x w level, H x W result.
 """
@@ -19,7 +20,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from backbones.attention.dispatch import eager
+
 Size = tuple[int, int]
+
+MATRIX_COST = 2
+"""What a multiply-add of the matrices that resize costs, in those of convolutions; measured on a CPU."""
 
 
 def resized(level: Tensor, size: Size, align_corners: bool = False) -> Tensor:
@@ -62,7 +68,21 @@ def _level(level: Tensor, weight: Tensor, size: Size, align_corners: bool) -> Te
         return F.conv2d(level, weight, padding=weight.shape[-1] // 2)
     if weight.shape[-1] == 1:
         return resized(F.conv2d(level, weight), size, align_corners)
-    return _by_taps(level, weight, size, align_corners)
+    if _pays(level, weight, size):
+        return _by_taps(level, weight, size, align_corners)
+    return F.conv2d(resized(level, size, align_corners), weight, padding=weight.shape[-1] // 2)
+
+
+def _pays(level: Tensor, weight: Tensor, size: Size) -> bool:
+    """Whether taps take fewer multiply-adds per filter; they do not for few channels on long axes."""
+    if not eager():
+        return True  # a graph may be for many sizes
+    channels, kernel = weight.shape[1], weight.shape[-1]
+    (height, width), (rows, columns) = level.shape[-2:], size
+    literal = kernel**2 * channels * rows * columns
+    mixing = kernel**2 * channels * height * width
+    matrices = kernel**2 * height * width * columns + kernel * height * rows * columns
+    return mixing + MATRIX_COST * matrices < literal
 
 
 def _by_taps(level: Tensor, weight: Tensor, size: Size, align_corners: bool) -> Tensor:

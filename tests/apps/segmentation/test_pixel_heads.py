@@ -73,6 +73,12 @@ def pyramid(levels: int = 4, height: int = 65, width: int = 47, batch: int = 2) 
 def test_levels_are_fused_as_if_resized_and_joined(
     kernel: int, sizes: list[tuple[int, int]], target: tuple[int, int], corners: bool
 ) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("apps.segmentation.models.fusion.MATRIX_COST", 0)  # levels this small would be convolved
+        _check_fusion(kernel, sizes, target, corners)
+
+
+def _check_fusion(kernel: int, sizes: list[tuple[int, int]], target: tuple[int, int], corners: bool) -> None:
     levels = [torch.randn(2, 3, *size, dtype=torch.float64, requires_grad=True) for size in sizes]
     weight = torch.randn(4, 3 * len(levels), kernel, kernel, dtype=torch.float64, requires_grad=True)
     fast = fuse(levels, weight, target, align_corners=corners)
@@ -87,7 +93,8 @@ def test_levels_are_fused_as_if_resized_and_joined(
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("name", ["upernet", "segformer"])
 @pytest.mark.parametrize("norm", ["batch", "group", "none"])
-def test_fast_and_literal_heads_agree(name: str, norm: Any, training: bool) -> None:
+def test_fast_and_literal_heads_agree(name: str, norm: Any, training: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("apps.segmentation.models.fusion.MATRIX_COST", 0)
     head = randomised(build(_replaced(CONFIGS[name], norm=norm, dropout=0.0))).double().train(training)
     literal = copy.deepcopy(head)
     literal.literal = True  # type: ignore[assignment]
@@ -114,6 +121,15 @@ def test_a_folded_norm_is_the_norm() -> None:
     randomised(block).eval()
     x = torch.randn(2, 6, 5, 4)
     torch.testing.assert_close(block(x), F.relu(block.norm(block.conv(x))), rtol=1e-4, atol=1e-5)
+
+
+def test_taps_are_taken_where_they_pay(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = []
+    monkeypatch.setattr("apps.segmentation.models.fusion._by_taps", lambda level, *_: taken.append(level.shape[1]))
+    for channels in (8, 512):
+        level, weight = torch.empty(1, channels, 64, 64), torch.empty(4, channels, 3, 3)
+        fuse([level], weight, (128, 128))
+    assert taken == [512]
 
 
 @pytest.mark.parametrize("scale", [1, 2, 3, 6])
