@@ -46,7 +46,6 @@ def draw_pixels(logits: Tensor, count: int, generator: torch.Generator | None = 
     pixels = logits.shape[0]
     if count == 0 or count >= pixels:
         return torch.arange(pixels, device=logits.device)
-    uniform = torch.rand(pixels, generator=generator, device=logits.device, dtype=logits.dtype)
-    tiny = torch.finfo(logits.dtype).tiny
-    gumbel = -torch.log(-torch.log(uniform.clamp(min=tiny)).clamp(min=tiny))
+    waits = torch.empty_like(logits).exponential_(generator=generator)
+    gumbel = -waits.clamp(min=torch.finfo(logits.dtype).tiny).log()
     return (logits + gumbel).topk(count).indices
