@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,20 +23,6 @@ from datamodules.segmentation.labels import MEND, LabelReader, Labels, Size, che
 from datamodules.segmentation.layout import Item
 from datamodules.segmentation.polygons import flat_polygons, polygon_mask, run_length_mask
 from graftwork.errors import DataError
-
-
-class Segment(NamedTuple):
-    """A segment of a panoptic image.
-
-    Args:
-        id: Its number in the PNG file.
-        category: Number of its class, as the file has it.
-        crowd: Whether it is a group of objects.
-    """
-
-    id: int
-    category: int
-    crowd: bool
 
 
 @dataclass(frozen=True)
@@ -60,8 +46,13 @@ class CocoFile:
     digest: bytes
 
     def by_name(self) -> dict[str, list[dict[str, Any]]]:
-        """Annotations by the image's file name without ending; images without any have an empty list."""
-        return {PurePosixPath(name).stem: self.annotations.get(number, []) for number, name in self.files.items()}
+        """Annotations by :func:`stem_of` the image's file; images without any have an empty list."""
+        return {stem_of(name): self.annotations.get(number, []) for number, name in self.files.items()}
+
+
+def stem_of(name: str) -> str:
+    """Name of a file with its folders, but without its ending: the name of the item."""
+    return PurePosixPath(name).with_suffix("").as_posix()
 
 
 def read_coco(path: Path) -> CocoFile:
@@ -157,7 +148,8 @@ class PanopticMasks(LabelReader):
 
     def __init__(self, file: CocoFile, labels: Mapping[int, int]) -> None:
         self.path, self.digest, self.labels = file.path, file.digest, dict(labels)
-        self.segments: dict[str, tuple[Segment, ...]] = {}
+        # arrays, because COCO has a million segments, and loader processes would copy as many objects
+        self.segments: dict[str, NDArray[np.int64]] = {}
         for name, entries in file.by_name().items():
             if entries:
                 self.segments[name] = _segments_of(entries[0], file.path)
@@ -167,33 +159,35 @@ class PanopticMasks(LabelReader):
         pixels = np.asarray(open_mask(item.label).convert("RGB")).astype(np.int32)  # H, W, 3
         check_size(pixels, size, item.label, item.image)
         ids = pixels[..., 0] | pixels[..., 1] << 8 | pixels[..., 2] << 16
-        listed = sorted(self.segments[item.image.stem])
-        known = np.array([0, *(segment.id for segment in listed)])
+        numbers, categories, crowd = self.segments[item.name]
+        known = np.concatenate([[0], numbers])
         places = np.searchsorted(known, ids).clip(max=len(known) - 1)
         strange = known[places] != ids
         if strange.any():
             text = f"has the segment {ids[strange][0]}, which {self.path} does not list"
             raise DataError(text, str(item.label), "Both files must be of one version; save PNG files unchanged")
-        classes = [self._label(segment, item) for segment in listed]
-        return from_segments((places - 1).astype(np.int32), classes, [segment.crowd for segment in listed], segments)
+        classes = [self._label(category, item) for category in categories.tolist()]
+        return from_segments((places - 1).astype(np.int32), classes, crowd.astype(bool).tolist(), segments)
 
     def signature(self) -> bytes:
         """Content of the annotations, and labels."""
         return self.digest + repr(sorted(self.labels.items())).encode()
 
-    def _label(self, segment: Segment, item: Item) -> int:
-        if segment.category not in self.labels:
-            text = f"segment {segment.id} of {item.name} has the category {segment.category}, which is not listed"
+    def _label(self, category: int, item: Item) -> int:
+        if category not in self.labels:
+            text = f"a segment of {item.name} has the category {category}, which is not listed"
             raise DataError(text, str(self.path), "Add it to categories")
-        return self.labels[segment.category]
+        return self.labels[category]
 
 
-def _segments_of(annotation: Mapping[str, Any], path: Path) -> tuple[Segment, ...]:
+def _segments_of(annotation: Mapping[str, Any], path: Path) -> NDArray[np.int64]:
+    """Numbers, sorted, categories, and whether they are crowds, [3, S]."""
     try:
-        return tuple(
-            Segment(int(info["id"]), int(info["category_id"]), bool(info.get("iscrowd", 0)))
+        rows = sorted(
+            (int(info["id"]), int(info["category_id"]), int(bool(info.get("iscrowd", 0))))
             for info in annotation["segments_info"]
         )
+        return np.array(rows, dtype=np.int64).reshape(-1, 3).T.copy()
     except (KeyError, TypeError, ValueError) as error:
         text = f"segments_info of image {annotation.get('image_id')} is not as expected: {error}"
         raise DataError(text, str(path), "Expected id, category_id and iscrowd") from error
@@ -219,7 +213,7 @@ class InstanceAnnotations(LabelReader):
         """Labels of an image."""
         classes, crowd = [self.background], [False]
         drawn = np.zeros(size, dtype=np.int32)
-        masks = [(self._mask(entry, size, item), entry) for entry in self.annotations[item.image.stem]]
+        masks = [(self._mask(entry, size, item), entry) for entry in self.annotations[item.name]]
         for mask, entry in sorted(masks, key=lambda pair: (not pair[1].get("iscrowd"), -int(pair[0].sum()))):
             label = self.labels.get(int(entry.get("category_id", -1)))
             if label is None:

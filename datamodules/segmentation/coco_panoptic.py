@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from datamodules.segmentation.coco import CocoFile, PanopticMasks, class_table, read_coco
+from datamodules.segmentation.coco import CocoFile, PanopticMasks, class_table, read_coco, stem_of
 from datamodules.segmentation.config import CocoPanopticConfig
 from datamodules.segmentation.layout import Item, Layout, Split, find_root, needed_folder
 from graftwork.errors import DataError
@@ -50,13 +50,10 @@ def _split(root: Path, split: str, file: CocoFile, labels: dict[int, int]) -> Sp
     masks = next((path for path in (root / "annotations" / name, root / name) if path.is_dir()), None)
     masks = needed_folder(masks or root / "annotations" / name, TREE, SOURCE)
     reader = PanopticMasks(file, labels)
-    missing = [number for number, entries in file.annotations.items() if number not in file.files or not entries]
-    if missing:
-        raise DataError(f"annotates image {missing[0]}, which it does not list", str(file.path), SOURCE)
     items = tuple(
-        Item(Path(name).stem, images / name, masks / f"{Path(name).stem}.png")
+        Item(stem_of(name), images / name, masks / f"{stem_of(name)}.png")
         for name in sorted(file.files.values())
-        if Path(name).stem in reader.segments
+        if stem_of(name) in reader.segments
     )
     if not items:
         raise DataError("lists no images", str(file.path), f"Expected {TREE}. {SOURCE}")

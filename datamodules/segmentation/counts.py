@@ -21,6 +21,7 @@ from datamodules.guard import CorruptSample
 from datamodules.image_reading import upright_size
 from datamodules.segmentation.info import IGNORED
 from datamodules.segmentation.layout import Item, Split
+from graftwork.errors import UserError
 
 logger = logging.getLogger(__name__)
 
@@ -89,7 +90,11 @@ def count(split: Split, classes: int, *, skip_corrupt: bool = False) -> Counts:
         return np.bincount(mask.ravel(), minlength=IGNORED + 1)[:classes], mask.size
 
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        rows = list(pool.map(one, split.items))
+        try:
+            rows = list(pool.map(one, split.items))
+        except UserError:
+            pool.shutdown(wait=False, cancel_futures=True)  # said at once, not after all other files
+            raise
     return Counts(np.stack([row for row, _ in rows]), np.array([size for _, size in rows], dtype=np.int64))
 
 

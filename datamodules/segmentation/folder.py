@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from datamodules.image_files import images_below, is_hidden
@@ -27,6 +27,7 @@ from datamodules.segmentation.coco import (
     class_table,
     read_coco,
     read_json,
+    stem_of,
     with_background,
 )
 from datamodules.segmentation.config import FolderConfig
@@ -153,10 +154,9 @@ def kind_of(places: Mapping[str, Place], root: Path, config: FolderConfig) -> st
         _, found = read_json(place.annotations)
         entries = found.get("annotations", []) if isinstance(found, dict) else []
         return "panoptic" if any("segments_info" in entry for entry in entries) else "instances"
-    files = sorted(path for path in place.masks.glob("*") if path.is_file() and not is_hidden(path.name))
-    if any(path.suffix.lower() == ".json" for path in files):
+    masks = images_below(place.masks) if place.masks.is_dir() and place.masks != place.images else []
+    if not masks and place.masks.is_dir() and _files_below(place.masks, ".json"):
         return "labelme"
-    masks = images_below(place.masks) if place.masks.is_dir() else []
     if not masks:
         what = "no masks" if place.masks.is_dir() else "no such folder of masks"
         raise DataError(what, str(place.masks), f"Expected {TREE}")
@@ -175,7 +175,7 @@ def _paired(place: Place, ending: str) -> tuple[tuple[Item, ...], list[Path]]:
     files = _files_below(place.masks, ending) if ending else images_below(place.masks)
     masks = by_stem(place.masks, files)
     short = by_stem(place.masks, [file for stem, file in masks.items() if stem not in images], MASK_ENDINGS)
-    found = matched(place.images, images, place.masks, {**short, **masks})
+    found = matched(place.images, images, place.masks, {**short, **masks}, ending or ".png")
     used = {item.label for item in found}
     return found, [] if inside else [place.masks / file for file in files if place.masks / file not in used]
 
@@ -223,15 +223,16 @@ def _listed_items(place: Place, annotations: CocoFile) -> tuple[Item, ...]:
     entries = annotations.by_name()
     items = []
     for number, name in sorted(annotations.files.items(), key=lambda pair: pair[1]):
-        stem = name.rpartition(".")[0].rpartition("/")[2]
-        if stem not in below:
+        stem = stem_of(name)
+        file = below.get(stem) or below.get(PurePosixPath(stem).name)
+        if file is None:
             text = f"names the image {name}, which {place.images} lacks"
             raise DataError(text, str(annotations.path), "Add it, or remove it from the annotations")
         listed = annotations.annotations.get(number)
         if annotations.panoptic and not listed:
             raise DataError(f"has no annotation of the image {name}", str(annotations.path), "Add it")
         png = str(entries[stem][0].get("file_name", f"{stem}.png")) if annotations.panoptic else ""
-        items.append(Item(stem, place.images / below[stem], place.masks / png if png else annotations.path))
+        items.append(Item(stem, place.images / file, place.masks / png if png else annotations.path))
     if not items:
         raise DataError("lists no images", str(annotations.path), f"Expected those of {place.images}")
     return tuple(items)

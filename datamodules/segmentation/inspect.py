@@ -75,7 +75,7 @@ def inspect_images(config: LabelledConfig) -> list[Finding]:
         info = data_info(config, layout)
     except UserError as error:
         return [Finding("error", f"{error.where}: {error.what}" if error.where else error.what, error.mend)]
-    found = list(split_findings(layout, info))
+    found = list(split_findings(layout, info, "test_on" if hasattr(config, "test_on") else ""))
     seen = {name: look(split, info) for name, split in own_splits(layout).items()}
     for name, what in seen.items():
         found += file_findings(name, what, len(layout.splits[name]), config)
@@ -92,8 +92,14 @@ def own_splits(layout: Layout) -> dict[str, Split]:
     return found
 
 
-def split_findings(layout: Layout, info: SegmentationInfo) -> Iterator[Finding]:
-    """Sizes of the splits, whether objects are told apart, and masks without an image."""
+def split_findings(layout: Layout, info: SegmentationInfo, option: str = "") -> Iterator[Finding]:
+    """Sizes of the splits, whether objects are told apart, and masks without an image.
+
+    Args:
+        layout: What was found.
+        info: Its classes.
+        option: Of the dataset, that lets it be tested on its validation images; empty if it has none.
+    """
     for name, split in layout.splits.items():
         same = next((other for other, one in layout.splits.items() if one is split and other != name), "")
         origin = ", cut from the training images" if name in layout.cut else ""
@@ -101,7 +107,8 @@ def split_findings(layout: Layout, info: SegmentationInfo) -> Iterator[Finding]:
         yield Finding("ok", f"{name}: {len(split):,} images{origin}")
     for name in ("val", "test"):
         if name not in layout.splits:
-            yield Finding("warning", f"there is no {name} split", f"Add images and masks for {name}")
+            mend = f"Add images and masks for {name}" + (f", or set --data.{option} val" if option else "")
+            yield Finding("warning", f"there is no {name} split", mend)
     if info.panoptic:
         names = _listed([info.classes[label] for label in info.things], MOST_CLASSES) or "none"
         yield Finding("ok", f"labels have segments; things, told apart: {names}")

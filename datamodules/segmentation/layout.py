@@ -122,7 +122,9 @@ def by_stem(folder: Path, files: Sequence[str], endings: Sequence[str] = ()) -> 
     return {stem: same[0] for stem, same in found.items()}
 
 
-def matched(images: Path, files: Mapping[str, str], masks: Path, mask_files: Mapping[str, str]) -> tuple[Item, ...]:
+def matched(
+    images: Path, files: Mapping[str, str], masks: Path, mask_files: Mapping[str, str], ending: str = ".png"
+) -> tuple[Item, ...]:
     """Images with their masks.
 
     Args:
@@ -130,6 +132,7 @@ def matched(images: Path, files: Mapping[str, str], masks: Path, mask_files: Map
         files: Stem to file, of images.
         masks: Folder of the masks.
         mask_files: Stem to file, of masks.
+        ending: Of masks, for messages.
 
     Raises:
         DataError: An image has no mask.
@@ -138,7 +141,7 @@ def matched(images: Path, files: Mapping[str, str], masks: Path, mask_files: Map
     if missing:
         stem = PurePosixPath(missing[0]).stem
         text = f"{len(missing):,} of {len(files):,} images have no mask here, first {images / missing[0]}"
-        raise DataError(text, str(masks), f"Expected {stem}.png, named as the image; add it, or remove the image")
+        raise DataError(text, str(masks), f"Expected {stem}{ending}, named as the image; add it, or remove the image")
     return tuple(Item(stem, images / file, masks / mask_files[stem]) for stem, file in files.items())
 
 

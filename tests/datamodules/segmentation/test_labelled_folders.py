@@ -142,6 +142,40 @@ def test_instances_lie_on_the_background_small_ones_on_top(tmp_path):
     assert (labels(ignoring).mask == 255).sum() == 40 * 48 - 480
 
 
+def test_annotations_of_images_in_folders_of_one_name_each(tmp_path):
+    root = instances_root(tmp_path)
+    for place in ("a", "b"):
+        write_image(root / "train" / "images" / place / "1.png")
+    images = [{"id": 1, "file_name": "a/1.png"}, {"id": 2, "file_name": "b/1.png"}]
+    square = [4, 4, 24, 4, 24, 24, 4, 24]
+    annotations = [{"id": 1, "image_id": 2, "category_id": 3, "segmentation": [square]}]
+    content = {"images": images, "annotations": annotations, "categories": [{"id": 3, "name": "cat"}]}
+    write_json(root / "train" / "instances.json", content)
+    layout = find(root, val_share=0)
+    assert [item.name for item in layout.splits["train"].items] == ["a/1", "b/1"]
+    assert labels(layout).classes == (0,) and labels(layout, number=1).classes == (0, 1)
+    write_json(root / "train" / "instances.json", {**content, "images": [{"id": 1, "file_name": "c/2.png"}]})
+    with pytest.raises(DataError, match=r"names the image c/2\.png, which .* lacks"):
+        find(root)
+
+
+def test_files_that_are_no_annotations(tmp_path):
+    root = instances_root(tmp_path)
+    file = root / "train" / "instances.json"
+    for content, text in (("{", "cannot be read as JSON"), ('{"images": []}', "is no file of COCO annotations")):
+        file.write_text(content, encoding="utf-8")
+        with pytest.raises(DataError, match=text):
+            find(root)
+
+
+def test_labelme_files_beside_the_images_in_the_root(tmp_path):
+    labelme_root(tmp_path / "of")
+    for name in ("images/train/a.png", "masks/train/a.json"):
+        shutil.move(tmp_path / "of" / name, tmp_path)
+    layout = find(tmp_path, images_folder=".", masks_folder=".", val_share=0, test_share=0)
+    assert layout.classes.names == ("background", "cat", "dog") and len(layout.splits["train"]) == 1
+
+
 def test_categories_of_another_split_must_have_the_same_numbers(tmp_path):
     instances_root(tmp_path)
     shutil.copytree(tmp_path / "train", tmp_path / "val")
