@@ -36,6 +36,7 @@ Corruption = Callable[[Tensor, Draws, int], Tensor]
 
 SEVERITIES = (1, 2, 3, 4, 5)
 _PATCHES = 8
+_MANY_TAPS = 100
 
 
 def corrupt(image: Tensor, name: str, severity: int, *, seed: int = 0, index: int = 0) -> Tensor:
@@ -302,7 +303,15 @@ def _filtered(image: Tensor, kernel: Tensor) -> Tensor:
     kernel = kernel[reach - need : reach + need + 1, reach - need : reach + need + 1]  # without what weighs nothing
     mode = "reflect" if need < min(image.shape[1:]) else "replicate"
     padded = F.pad(image[:, None], (need,) * 4, mode=mode)  # C, 1, H + 2 need, W + 2 need
-    return F.conv2d(padded, kernel.to(image)[None, None])[:, 0]
+    taps = kernel.nonzero().tolist()
+    if len(taps) > _MANY_TAPS:
+        return F.conv2d(padded, kernel.to(image)[None, None])[:, 0]
+    total = torch.zeros_like(image)
+    for row, column in taps:  # of a streak's square most weighs nothing
+        total.add_(
+            padded[:, 0, row : row + image.shape[1], column : column + image.shape[2]], alpha=kernel[row, column]
+        )
+    return total
 
 
 def _zoomed(image: Tensor, factor: float) -> Tensor:

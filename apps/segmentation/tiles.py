@@ -75,7 +75,8 @@ class _Strip:
 
     def __init__(self, grid: TileGrid, keep: Span, columns: Sequence[Span], blend: bool) -> None:
         self.grid, self.keep, self.columns, self.first = grid, keep, columns, columns[0][0]
-        self.weights = [window_weights(length, blend) for length in grid.tile]
+        down, across = (window_weights(length, blend) for length in grid.tile)
+        self.weights = down[:, None] * across  # h, w
         self.width = columns[-1][1] - self.first
         self.scores: Tensor | None = None
         self.top = 0
@@ -84,8 +85,9 @@ class _Strip:
         """Add the scores of a tile, [C, h, w]."""
         if self.scores is None:
             self.scores = scores.new_zeros(len(scores), self.grid.tile[0], self.width)
-        weights = self.weights[0].to(scores)[:, None] * self.weights[1].to(scores)
-        self.scores[:, place[0] - self.top :, column[0] - self.first : column[1] - self.first] += scores * weights
+            self.weights = self.weights.to(scores)
+        covered = self.scores[:, place[0] - self.top :, column[0] - self.first : column[1] - self.first]
+        covered.addcmul_(scores, self.weights)
 
     def finish(self, bottom: int) -> tuple[Span, Tensor]:
         """Labels of the rows above ``bottom``, [rows, kept columns], which are forgotten.
@@ -180,7 +182,7 @@ def normaliser(info: SegmentationInfo) -> Prepare:
     mean, std = (torch.tensor(values, dtype=torch.float32)[:, None, None] for values in (info.mean, info.std))
 
     def prepare(pixels: NDArray[np.uint8]) -> Tensor:
-        values = torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)  # channels, h, w
+        values = torch.from_numpy(np.array(pixels)).permute(2, 0, 1)  # channels, h, w
         return (values.float() / 255 - mean) / std
 
     return prepare
