@@ -24,7 +24,7 @@ from apps.segmentation.models.kmax_layers import full
 from apps.segmentation.models.kmax_losses import MapTargets, Options, Terms, all_losses, semantic_loss
 from apps.segmentation.models.kmax_panoptic import resize_masks
 from apps.segmentation.models.kmax_pixel_decoder import PixelDecoder, Stage
-from apps.segmentation.models.kmax_semantic import build_semantic
+from apps.segmentation.models.kmax_semantic import build_semantic, finest_place
 from apps.segmentation.models.mask2former_panoptic import Instances
 from backbones.attention.attend import without_autocast
 from datamodules.segmentation.info import IGNORED
@@ -80,6 +80,7 @@ class KMaXHead(MaskHead):
         self.pixel_decoder = PixelDecoder(channels, stages, config.axial_heads, config.stage_drop_path)
         self.decoder = KMaXDecoder([4 * stage.width for stage in stages], info.classes, config)
         self.semantic = build_semantic(channels, info.classes, config)
+        self.semantic_stride = info.strides[self.places[finest_place(config.semantic, len(channels))]]
         self.options = Options(
             pixel_samples=config.pixel_samples,
             pixel_balance=config.pixel_balance,
@@ -133,7 +134,8 @@ class KMaXHead(MaskHead):
             "pixels": config.pixel_weight * total.pixels,
         }
         if output.semantic is not None:
-            labels = sampled(targets.labels, (output.semantic.shape[2], output.semantic.shape[3]))
+            size = (output.semantic.shape[2], output.semantic.shape[3])
+            labels = sampled(targets.labels, size, self.semantic_stride)
             found = self.semantic_loss(output.semantic, labels.where(labels != IGNORED, -1), generator)
             losses["semantic"] = config.semantic_weight * found
         return {"loss": torch.stack(list(losses.values())).sum(), **losses}
@@ -221,19 +223,18 @@ def map_targets(segments: Segments, size: Size, stride: int) -> MapTargets:
     return MapTargets.of(segments.classes[present], masks[present])
 
 
-def sampled(labels: Tensor, size: Size, stride: int | None = None) -> Tensor:
+def sampled(labels: Tensor, size: Size, stride: int) -> Tensor:
     """Labels or masks at the size of a map: pixels at multiples of the stride, or the nearest where that does not fit.
 
     Args:
         labels: [X, H, W] of any type.
         size: Height and width of the map.
-        stride: Pixels per position; found from the sizes if omitted.
+        stride: Pixels per position of the map.
 
     Returns:
         [X, *size].
     """
-    step = stride or max(1, -(-labels.shape[1] // size[0]))
-    picked = labels[:, ::step, ::step]
+    picked = labels[:, ::stride, ::stride]
     if picked.shape[1:] == tuple(size):
         return picked
     return F.interpolate(labels[:, None].double(), size=size, mode="nearest")[:, 0].to(labels.dtype)

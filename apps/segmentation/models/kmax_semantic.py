@@ -88,11 +88,10 @@ class PyramidSemantic(nn.Module):
         super().__init__()
         width = config.semantic_width
         self.pyramid = AtrousPyramid(channels[0], width)
-        present = [place for place in LOW_LEVELS if place < len(channels)]
-        self.places = present
+        self.places = [place for place in LOW_LEVELS if place < len(channels)]
         self.low_levels = nn.ModuleList(
             LowLevel(channels[place], projected, width)
-            for place, projected in zip(present, config.semantic_projections, strict=False)
+            for place, projected in zip(self.places, config.semantic_projections, strict=False)
         )
         self.depthwise = ConvNorm(width, width, 5, depthwise=True)
         self.hidden = ConvNorm(width, width)
@@ -126,6 +125,11 @@ class LightSemantic(nn.Module):
         """Levels to logits, [B, classes, h, w] of the coarsest one."""
         logits: Tensor = self.classifier(self.hidden(self.depthwise(levels[0])))
         return logits
+
+
+def finest_place(kind: str, levels: int) -> int:
+    """Place, coarse to fine, of the level whose size the logits of a kind of head have."""
+    return max([0, *(place for place in LOW_LEVELS if place < levels)]) if kind == "aspp" else 0
 
 
 def build_semantic(channels: Sequence[int], classes: int, config: KMaXConfig) -> nn.Module | None:
