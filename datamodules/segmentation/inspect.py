@@ -113,8 +113,9 @@ def split_findings(layout: Layout, info: SegmentationInfo, option: str = "") -> 
         names = _listed([info.classes[label] for label in info.things], MOST_CLASSES) or "none"
         yield Finding("ok", f"labels have segments; things, told apart: {names}")
     if layout.unused:
-        text = f"{len(layout.unused):,} masks belong to no image: {_listed([str(path) for path in layout.unused])}"
-        yield Finding("warning", text, "Add their images, or remove them")
+        masks = _several(len(layout.unused), "mask", "belongs", "belong")
+        text = f"{masks} to no image: {_listed([str(path) for path in layout.unused])}"
+        yield Finding("warning", text, "Add the image, or remove the mask")
 
 
 def look(split: Split, info: SegmentationInfo) -> Seen:

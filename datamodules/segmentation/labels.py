@@ -229,6 +229,7 @@ def open_mask(path: Path) -> Image.Image:
 
     Raises:
         CorruptSample: It is missing, empty, cut short or no image.
+        DataError: It is a JPEG file.
     """
     try:
         content = path.read_bytes()
@@ -244,6 +245,8 @@ def open_mask(path: Path) -> Image.Image:
     except Exception as error:  # the decoders raise a dozen kinds, each of which means a damaged file
         text = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
         raise CorruptSample(f"cannot be decoded: {text}", str(path), MEND) from error
+    if image.format == "JPEG":
+        raise DataError("is a JPEG file, which changes numbers and colours", str(path), "Save masks as PNG files")
     return image
 
 
@@ -258,8 +261,11 @@ def read_ids(path: Path) -> NDArray[Any]:
     if image.mode in _GREY_MODES:
         ids = np.asarray(image)
         if ids.dtype == np.int32 and ids.size and not 0 <= int(ids.min()) <= int(ids.max()) < _IDS:
-            raise DataError(f"has numbers from {ids.min()} to {ids.max()}, expected 0 to 65535", str(path))
+            text = f"has numbers from {ids.min()} to {ids.max()}, expected 0 to 65535"
+            raise DataError(text, str(path), "Save pixels without a class as 255")
         return ids.astype(np.uint8) if ids.dtype == bool else ids.astype(np.uint16) if ids.itemsize > 1 else ids
+    if image.mode == "F":
+        raise DataError("has floating-point numbers, expected whole ones", str(path), "Save masks as PNG files")
     pixels = np.asarray(image.convert("RGB"))
     if (pixels[..., :1] == pixels).all():  # grey, saved as colour
         return pixels[..., 0]

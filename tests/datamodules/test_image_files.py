@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from datamodules.guard import CorruptSample
-from datamodules.image_reading import from_array, read_image
+from datamodules.image_reading import from_array, read_image, upright_size
 from graftwork.errors import DataError
 
 GREY = np.array([[0, 64], [128, 255]], dtype=np.uint8)
@@ -179,3 +179,19 @@ def test_arrays_with_opacity_and_of_booleans():
 def test_arrays_that_are_no_images(array, message):
     with pytest.raises(DataError, match=message):
         from_array(array, 3)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_the_size_of_a_file_is_that_of_its_upright_image(tmp_path, orientation):
+    exif = Image.Exif()
+    exif[274] = orientation
+    path = saved(tmp_path, Image.new("RGB", (5, 3)), "a.jpg", exif=exif)
+    width, height = read_image(path).size
+    assert upright_size(path) == (height, width)
+
+
+def test_the_size_of_no_image(tmp_path):
+    (tmp_path / "text.png").write_text("no image")
+    for name, text in (("text.png", "cannot be decoded"), ("none.png", "cannot be read")):
+        with pytest.raises(CorruptSample, match=text):
+            upright_size(tmp_path / name)

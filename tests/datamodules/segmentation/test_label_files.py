@@ -99,6 +99,15 @@ def test_colours_without_a_palette(tmp_path):
         read_ids(path)
 
 
+def test_masks_that_lose_their_numbers(tmp_path):
+    lossy = write_array(tmp_path / "m.jpg", striped())
+    real = write_array(tmp_path / "m.tif", striped().astype(np.float32))
+    negative = write_array(tmp_path / "n.tif", striped().astype(np.int32) - 1)
+    for path, text in ((lossy, "JPEG"), (real, "floating-point"), (negative, "numbers from -1 to 1")):
+        with pytest.raises(DataError, match=text):
+            read_ids(path)
+
+
 def test_colours_become_labels_and_strange_ones_are_named(tmp_path):
     pixels = np.array([[[0, 0, 0], [128, 64, 128], [0, 0, 1]]], dtype=np.uint8)
     path = write_array(tmp_path / "m.png", pixels)

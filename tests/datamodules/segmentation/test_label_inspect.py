@@ -57,7 +57,7 @@ def test_copies_absent_classes_unused_masks_and_missing_splits(tmp_path):
     for part in (
         "1 image of val is also in train, byte for byte",
         "val has no pixel of car",
-        "1 masks belong to no image",
+        "1 mask belongs to no image",
         "there is no test split",
     ):
         assert part in warnings, part
