@@ -4,8 +4,8 @@ Source: Cheng et al. 2022, section 3.3 and appendix, and the published code. Eve
 costs are compared at points common to all masks of an image; the losses of a pair at the least certain of many
 candidates and at some fresh points. Everything is float32, under autocast too.
 
-A point is (x, y) as shares of width and height, and is read bilinearly with zeros outside. Targets are read at four
-pixels around each point, so neither masks nor targets are ever brought to each other's size.
+A point is (x, y) as shares of width and height, and is read bilinearly with zeros outside, so neither masks nor targets
+are ever brought to each other's size.
 
 Shape legend: B batch, N queries, C classes, S segments of an image, P points, M matched masks, H x W image, h x w map.
 """
@@ -26,6 +26,9 @@ from apps.segmentation.models.head import MaskOutput, Segments, Size, Targets
 from backbones.attention.attend import without_autocast
 from datamodules.segmentation.info import IGNORED
 from graftwork.errors import ShapeError
+
+CHUNK = 16
+"""Targets of an image that are turned into numbers at once; as booleans they are a quarter as large."""
 
 
 class LossPoints(NamedTuple):
@@ -90,7 +93,7 @@ def read_together(masks: Tensor, points: Tensor) -> Tensor:
 
 
 def read_targets(masks: Tensor, points: Tensor, extent: Size | None = None) -> Tensor:
-    """Read binary masks at points without making numbers of whole masks.
+    """Read binary masks at points; few of them at a time are numbers.
 
     Args:
         masks: Of an image, [S, H, W] of any type.
@@ -101,24 +104,16 @@ def read_targets(masks: Tensor, points: Tensor, extent: Size | None = None) -> T
     Returns:
         [S, P] in the type of the points.
     """
-    count, height, width = masks.shape
-    tall, wide = extent or (height, width)
-    x, y = points[..., 0] * wide - 0.5, points[..., 1] * tall - 0.5
-    left, top = x.floor(), y.floor()
-    flat = masks.flatten(1)
-    found = points.new_zeros(count, points.shape[1])
     if 0 in masks.shape:
-        return found
-    for right in (0, 1):
-        column = left + right
-        for lower in (0, 1):
-            row = top + lower
-            share = (1 - (x - column).abs()) * (1 - (y - row).abs())
-            inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
-            place = row.clamp(0, height - 1).long() * width + column.clamp(0, width - 1).long()
-            pixels = flat[:, place[0]] if len(place) == 1 else flat.gather(1, place)
-            found += pixels.to(points.dtype) * torch.where(inside, share, 0.0)
-    return found
+        return points.new_zeros(len(masks), points.shape[1])
+    height, width = masks.shape[-2:]
+    if extent is not None and extent != (height, width):
+        points = points * points.new_tensor([extent[1] / width, extent[0] / height])
+    parts = masks.split(CHUNK)
+    if len(points) == 1:
+        return torch.cat([read_together(part[None].to(points.dtype), points)[0] for part in parts])
+    places = points.split(CHUNK)
+    return torch.cat([read_logits(part.to(points.dtype), place) for part, place in zip(parts, places, strict=True)])
 
 
 def matching_costs(classes: Tensor, masks: Tensor, labels: Tensor, targets: Tensor, weights: Weights) -> Tensor:
