@@ -122,9 +122,9 @@ class Canvas:
             distance: In metres, a number or [h, w].
             segment: What the pixels are.
         """
-        clear = np.exp(-np.asarray(distance, dtype=np.float64) / self.sight)[..., None]
-        seen = np.broadcast_to(clear * colour + (1 - clear) * self.haze, (*inside.shape, 3))
-        self.colour[place][inside] = seen[inside]
+        clear = np.broadcast_to(np.exp(-np.asarray(distance, dtype=np.float64) / self.sight), inside.shape)[inside]
+        own = np.broadcast_to(colour, (*inside.shape, 3))[inside]  # pixels, 3
+        self.colour[place][inside] = self.haze + clear[:, None] * (own - self.haze)
         self.segments[place][inside] = segment
 
 
