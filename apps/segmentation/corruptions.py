@@ -247,15 +247,6 @@ CORRUPTIONS: dict[str, Corruption] = {
 }
 """All corruptions by name."""
 
-GROUPS: dict[str, tuple[str, ...]] = {
-    "noise": ("gaussian_noise", "shot_noise", "impulse_noise"),
-    "blur": ("defocus_blur", "motion_blur", "zoom_blur"),
-    "weather": ("fog", "frost", "snow", "brightness"),
-    "digital": ("contrast", "jpeg", "pixelate"),
-    "occlusion": ("occlusion",),
-}
-"""Names of the corruptions of each kind."""
-
 
 # -- parts ------------------------------------------------------------------------------------------------------------
 
@@ -308,9 +299,8 @@ def _filtered(image: Tensor, kernel: Tensor) -> Tensor:
         return F.conv2d(padded, kernel.to(image)[None, None])[:, 0]
     total = torch.zeros_like(image)
     for row, column in taps:  # of a streak's square most weighs nothing
-        total.add_(
-            padded[:, 0, row : row + image.shape[1], column : column + image.shape[2]], alpha=kernel[row, column]
-        )
+        part = padded[:, 0, row : row + image.shape[1], column : column + image.shape[2]]
+        total.add_(part, alpha=float(kernel[row, column]))
     return total
 
 

@@ -99,9 +99,11 @@ class _Strip:
         rows = bottom - self.top
         kept = self.scores[:, :rows, self.keep[0] - self.first : self.keep[1] - self.first]
         labels = kept.argmax(0)
-        rest = self.scores[:, rows:].clone()
-        self.scores.zero_()
-        self.scores[:, : rest.shape[1]] = rest
+        kept_rows = self.scores.shape[1] - rows
+        for start in range(0, kept_rows, rows):  # upwards, part by part: no part reaches into itself
+            end = min(start + rows, kept_rows)
+            self.scores[:, start:end] = self.scores[:, start + rows : end + rows]
+        self.scores[:, kept_rows:] = 0
         span, self.top = (self.top, bottom), bottom
         return span, labels
 
