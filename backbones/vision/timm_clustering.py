@@ -13,7 +13,7 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
-from backbones.vision.token_clustering import Norm, cluster_tokens, reconstruct_tokens
+from backbones.vision.token_clustering import Norm, cluster_tokens, combined, reconstruction_weights
 from graftwork.errors import ConfigError
 
 
@@ -83,37 +83,32 @@ def clustered_maps(trunk: Any, images: Tensor, blocks: Sequence[int], clustering
     Returns:
         [B, C, H, W] each.
     """
-    rows, columns = trunk.patch_embed.dynamic_feat_size((images.shape[2], images.shape[3]))
-    grid, prefix = clustering.grid_of(rows, columns), trunk.num_prefix_tokens
+    size = trunk.patch_embed.dynamic_feat_size((images.shape[2], images.shape[3]))
+    prefix = trunk.num_prefix_tokens
     x = trunk.norm_pre(trunk.patch_drop(trunk._pos_embed(trunk.patch_embed(images))))  # B, P + H * W, C
-    tokens, centres, maps = x, x, []
-    active = grid != (rows, columns)  # with as many clusters as tokens there is nothing to save
+    weights: Tensor | None = None
+    maps = []
     for number, block in enumerate(trunk.blocks):
-        if active and number == clustering.after:
-            tokens = x[:, prefix:]
-            centres = cluster_tokens(
-                tokens.unflatten(1, (rows, columns)),
-                grid,
-                window=clustering.window,
-                iterations=clustering.iterations,
-                temperature=clustering.temperature,
-            )
+        if number == clustering.after and clustering.grid_of(*size) != size:  # else there is nothing to save
+            centres, weights = _clustered(x[:, prefix:], size, clustering)
             x = torch.cat([x[:, :prefix], centres], 1)  # B, P + M, C
         x = block(x)
         if number in blocks:
             found = x[:, prefix:]
-            if active and number >= clustering.after:
-                found = _reconstructed(tokens, centres, found, clustering)
-            maps.append(found.mT.unflatten(2, (rows, columns)))
+            maps.append((found if weights is None else combined(weights, found)).mT.unflatten(2, size))
     return maps
 
 
-def _reconstructed(tokens: Tensor, centres: Tensor, refined: Tensor, clustering: Clustering) -> Tensor:
-    return reconstruct_tokens(
-        tokens,
-        centres,
-        refined,
+def _clustered(tokens: Tensor, size: tuple[int, int], clustering: Clustering) -> tuple[Tensor, Tensor]:
+    """Tokens [B, H * W, C] to centres [B, M, C], and the weights [B, H * W, M] that tokens are reconstructed by."""
+    centres = cluster_tokens(
+        tokens.unflatten(1, size),
+        clustering.grid_of(*size),
+        window=clustering.window,
+        iterations=clustering.iterations,
         temperature=clustering.temperature,
-        nearest=clustering.nearest,
-        norm=clustering.norm,
     )
+    weights = reconstruction_weights(
+        tokens, centres, temperature=clustering.temperature, nearest=clustering.nearest, norm=clustering.norm
+    )
+    return centres, weights
