@@ -14,12 +14,14 @@ from apps.segmentation.models.head import PixelHead, PixelOutput
 from apps.segmentation.models.info import HeadInfo
 from apps.segmentation.models.segmenter import Segmenter
 from apps.segmentation.pyramid import PyramidReader, PyramidSizes
-from apps.segmentation.transkd import Distiller, Teacher, build_distiller
+from apps.segmentation.transkd import Distiller, Teacher, build_distiller, open_teacher
 from apps.segmentation.transkd_losses import channel_loss, pyramid_loss
 from apps.segmentation.transkd_modules import CrossSelectiveFusion, EmbeddingAssistant, GlobalLocalMixer
 from backbones.vision.create import create_backbone
 from datamodules.segmentation.info import SegmentationInfo
 from graftwork.errors import ConfigError, ShapeError
+from tests.apps.segmentation.runs import run, weights
+from tests.backbones.vision.toy import CHANNELS
 
 STUDENT = PyramidSizes(channels=(8, 16, 12, 24), strides=(4, 8, 16, 32), embeddings=(8, 6, 12, 24))
 TEACHER = PyramidSizes(channels=(10, 12, 14, 16), strides=(4, 8, 16, 32), embeddings=(9, 7, 5, 3))
@@ -358,6 +360,17 @@ def test_a_teacher_sees_its_own_scale_of_pixels_and_is_only_looked_at():
 def test_a_teacher_of_other_channels_is_named():
     with pytest.raises(ConfigError, match="teacher sees images of 3 channels, the data has 1"):
         Teacher(segmenter(), data_info(), data_info(channels=1, mean=(0.5,), std=(0.2,)))
+
+
+def test_a_run_can_be_a_teacher(tmp_path):
+    assert run(tmp_path, **{"trainer.max_epochs": 1}) == 0
+    folder = next(tmp_path.rglob("checkpoints")).parent
+    teacher = open_teacher(str(folder), data_info())
+    assert teacher.sizes.channels == teacher.sizes.embeddings == CHANNELS
+    trained = {name.removeprefix("model.backbone."): value for name, value in weights(folder, "best").items()}
+    for name, value in teacher.backbone.state_dict().items():
+        torch.testing.assert_close(value, trained[name])
+    assert [x.shape[2:] for x in teacher(maps(1, 3, 32, 48)).embeddings] == [(8, 12), (4, 6), (2, 3)]
 
 
 @pytest.mark.parametrize("kind", KINDS)
