@@ -18,7 +18,6 @@ n heads, d channels of a head.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from apps.segmentation.models.blocks import ConvBody, ConvNormAct
@@ -26,6 +25,7 @@ from apps.segmentation.models.decode import DecodeHead
 from apps.segmentation.models.fusion import resized
 from apps.segmentation.models.info import HeadInfo
 from apps.segmentation.models.pixel_config import UNetConfig
+from backbones.attention.dispatch import exporting
 from backbones.attention.partition import relative_bias
 from backbones.attention.window import window_attention
 from backbones.vision.layers import Mlp
@@ -142,15 +142,14 @@ class WindowUpsample(nn.Module):
         """
         rows, columns, ratio = coarse.shape[1], coarse.shape[2], self.ratio
         height, width = fine.shape[1], fine.shape[2]
-        if not (0 <= rows * ratio - height < ratio and 0 <= columns * ratio - width < ratio):
+        if not exporting() and not (0 <= rows * ratio - height < ratio and 0 <= columns * ratio - width < ratio):
             raise ShapeError(
                 f"a level of {height} x {width} does not belong above one of {rows} x {columns}: strides of the ratio "
                 f"{ratio} were promised",
                 mend="Give the head the strides of the backbone",
             )
         q = self.queries(self.fine_norm(fine))
-        q = F.pad(q, (0, 0, 0, ratio - 1, 0, ratio - 1))  # as much as there may ever be, so that a graph has one size
-        q = q[:, : rows * ratio, : columns * ratio]
+        q = _of_length(_of_length(q, 1, rows * ratio), 2, columns * ratio)
         q = q.unflatten(1, (rows, ratio)).unflatten(3, (columns, ratio)).unflatten(-1, (self.heads, -1))
         q = q.permute(0, 2, 4, 1, 3, 5, 6).flatten(0, 2)  # B f f, h, w, n, d
         k, v = self.keys_values(self.coarse_norm(coarse)).unflatten(-1, (2, self.heads, -1)).unbind(3)
@@ -158,5 +157,15 @@ class WindowUpsample(nn.Module):
         bias = relative_bias(self.positions, self.window)
         mixed = window_attention(q, k, v, window=self.window, bias=bias)
         mixed = mixed.flatten(-2).unflatten(0, (-1, ratio, ratio)).permute(0, 3, 1, 4, 2, 5)  # B, h, f, w, f, D
-        read: Tensor = self.out(mixed.flatten(3, 4).flatten(1, 2)[:, :height, :width])
+        mixed = mixed.flatten(3, 4).flatten(1, 2)
+        read: Tensor = self.out(_of_length(_of_length(mixed, 1, height), 2, width))
         return read
+
+
+def _of_length(x: Tensor, axis: int, length: int) -> Tensor:
+    """A tensor cut, or continued by its last slice, to a length along an axis."""
+    if not exporting() and x.shape[axis] == length:
+        return x
+    # an index rather than a slice or padding: these would tie a graph to the relation of the sizes it was traced with
+    places = torch.arange(length, device=x.device).clamp(max=x.shape[axis] - 1)
+    return x.index_select(axis, places)
