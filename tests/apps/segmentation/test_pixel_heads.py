@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -199,6 +200,36 @@ def test_chosen_levels() -> None:
     assert head(maps, (65, 47)).logits.shape[2:] == maps[1].shape[2:]
     joined = build(FCNConfig(channels=8, in_levels=(0, 2), auxiliary_weight=0.0))
     assert joined(maps, (65, 47)).logits.shape[2:] == maps[0].shape[2:]
+
+
+class Scores(nn.Module):
+    """A head as exporters want it: levels to scores of classes."""
+
+    def __init__(self, head: DecodeHead) -> None:
+        super().__init__()
+        self.head = head
+
+    def forward(self, *levels: Tensor) -> Tensor:
+        return self.head.class_scores(self.head(levels, (65, 47)), (65, 47))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+def test_every_head_runs_in_another_runtime(config: PixelHeadConfig, tmp_path: Path) -> None:
+    runtime = pytest.importorskip("onnxruntime")
+    model = Scores(randomised(build(config)).eval())  # type: ignore[arg-type]
+    batch = {0: torch.export.Dim("batch")}
+    program = torch.onnx.export(
+        model, tuple(pyramid()), dynamo=True, dynamic_shapes={"levels": (batch,) * 4}, verbose=False
+    )
+    assert program is not None
+    program.save(tmp_path / "head.onnx")
+    session = runtime.InferenceSession(tmp_path / "head.onnx")
+    levels = pyramid(batch=3)
+    names = [value.name for value in session.get_inputs()]
+    (found,) = session.run(None, {name: level.numpy() for name, level in zip(names, levels, strict=True)})
+    with torch.no_grad():
+        torch.testing.assert_close(torch.from_numpy(found), model(*levels), rtol=1e-4, atol=1e-5)
 
 
 # -- the parts that are more than layers ------------------------------------------------------------------------------
