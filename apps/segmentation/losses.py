@@ -41,7 +41,7 @@ def cross_entropy(
         labels: [B, H, W], integers; 255 is ignored.
         weights: Factor of each class, [C].
         average: ``valid`` divides by the number of pixels that are not ignored; ``all`` by that of all pixels, so that
-            images with large ignored areas count less (what mmsegmentation does unless told otherwise).  With weights
+            images with large ignored areas count less (what mmsegmentation does unless told otherwise). With weights
             the divisor is the sum of the weights of the valid pixels' classes, whatever is said here.
         smoothing: Share of the target that is spread evenly over all classes, in [0, 1).
 
@@ -74,7 +74,7 @@ def binary_cross_entropy(
     Args:
         logits: [B, C, H, W]; with a single channel labels are 0 and 1, and the channel is that of 1.
         labels: [B, H, W], integers; 255 is ignored.
-        weights: Factor of each channel, [C].
+        weights: Factor of each class where it is the right one, [C].
         average: See :func:`cross_entropy`; weights do not change the divisor.
 
     Returns:
@@ -89,9 +89,8 @@ def binary_cross_entropy(
     valid = (labels != IGNORED)[:, None]  # B, 1, H, W
     logits = _full(logits)
     targets = one_hot(labels, logits.shape[1]).to(logits.dtype)
-    each = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
-    if weights is not None:
-        each = each * weights.to(each.dtype)[:, None, None]
+    own = None if weights is None else weights.to(logits)[:, None, None]
+    each = F.binary_cross_entropy_with_logits(logits, targets, pos_weight=own, reduction="none")
     count = valid.sum() * logits.shape[1] if average == "valid" else torch.tensor(each.numel())
     return (each * valid).sum() / count.clamp(min=1).to(each.device)
 

@@ -110,6 +110,9 @@ def test_a_single_channel_is_that_of_label_one() -> None:
     logits, labels = torch.tensor([[[[2.0, -1.0, 3.0]]]]), torch.tensor([[[1, 0, IGNORED]]])
     expected = (F.softplus(torch.tensor(-2.0)) + F.softplus(torch.tensor(-1.0))) / 2
     torch.testing.assert_close(binary_cross_entropy(logits, labels), expected)
+    doubled = (2 * F.softplus(torch.tensor(-2.0)) + F.softplus(torch.tensor(-1.0))) / 2
+    torch.testing.assert_close(binary_cross_entropy(logits, labels, weights=torch.tensor([2.0])), doubled)
+    torch.testing.assert_close(binary_cross_entropy(logits, labels, average="all"), expected * 2 / 3)
 
 
 def test_the_hardest_pixels_are_kept() -> None:
