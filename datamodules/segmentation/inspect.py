@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from datamodules.cache import cache_folder
 from datamodules.findings import Finding, Level
 from datamodules.guard import CorruptSample
 from datamodules.image_reading import read_image
@@ -21,6 +22,7 @@ from datamodules.segmentation.datamodule import data_info
 from datamodules.segmentation.info import IGNORED, SegmentationInfo
 from datamodules.segmentation.labels import Labels
 from datamodules.segmentation.layout import Item, Layout, Split
+from datamodules.segmentation.sheet import contact_sheet
 from graftwork.errors import DataError, UserError
 
 MOST_DECODED = 2000
@@ -67,7 +69,8 @@ def inspect_images(config: LabelledConfig) -> list[Finding]:
         config: The dataset.
 
     Returns:
-        Findings about splits, files, classes, copies across splits, and masks without an image.
+        Findings about splits, files, classes, copies across splits, masks without an image, and where the picture is
+        that shows some images with their labels.
     """
     try:
         config.check()
@@ -80,7 +83,9 @@ def inspect_images(config: LabelledConfig) -> list[Finding]:
     for name, what in seen.items():
         found += file_findings(name, what, len(layout.splits[name]), config)
     found += class_findings(seen, info)
-    return found + list(copy_findings(layout))
+    found += copy_findings(layout)
+    sound = all(finding.level != "error" for finding in found)
+    return found + (list(sheet_findings(config, layout)) if sound else [])
 
 
 def own_splits(layout: Layout) -> dict[str, Split]:
@@ -221,6 +226,17 @@ def copy_findings(layout: Layout) -> Iterator[Finding]:
             verb = "is" if len(shared) == 1 else "are"
             text = f"{_several(len(shared), 'image')} of {second} {verb} also in {first}, byte for byte: {listed}"
             yield Finding("warning", text, "Scores on copies say nothing; remove them from one of the splits")
+
+
+def sheet_findings(config: LabelledConfig, layout: Layout) -> Iterator[Finding]:
+    """Draw some images with their labels, and say where."""
+    name = f"{layout.root.name}-{hashlib.blake2b(str(layout.root).encode(), digest_size=4).hexdigest()}.png"
+    try:
+        path = contact_sheet(config, cache_folder(None, "segmentation") / "sheets" / name)
+    except (UserError, OSError) as error:
+        yield Finding("warning", f"images cannot be shown with their labels: {error}")
+    else:
+        yield Finding("ok", f"some training crops with their labels: {path}")
 
 
 def copies(one: Sequence[Path], other: Sequence[Path]) -> list[tuple[Path, Path]]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import shutil
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from datamodules.findings import Finding
 from datamodules.segmentation.config import FolderConfig, GeneratedConfig
@@ -24,6 +26,8 @@ def test_sound_data_has_sizes_shares_and_things():
     findings = GeneratedConfig(images=4).build(0).inspect()
     fine = texts(findings, "ok")
     assert not texts(findings, "error")
+    sheet = Path(fine.split("some training crops with their labels: ")[1].split(" | ")[0])
+    assert Image.open(sheet).size[0] == 960
     for part in ("train: 4 images", "64 x 96 to 64 x 96 pixels", "things, told apart: car, person, sign", "road "):
         assert part in fine, part
 
