@@ -73,6 +73,44 @@ class PanopticConfig:
                 yield f"{name}={getattr(self, name):g} must be 0 or more"
 
 
+CORRUPTION_GROUPS: dict[str, tuple[str, ...]] = {
+    "noise": ("gaussian_noise", "shot_noise", "impulse_noise"),
+    "blur": ("defocus_blur", "motion_blur", "zoom_blur"),
+    "weather": ("fog", "frost", "snow", "brightness"),
+    "digital": ("contrast", "jpeg", "pixelate"),
+    "occlusion": ("occlusion",),
+}
+"""Names of the corruptions of each kind, see :mod:`apps.segmentation.corruptions`."""
+
+
+@dataclass(kw_only=True)
+class CorruptionConfig:
+    """Scores of a test under corrupted images; each corruption costs five more tests."""
+
+    names: str = ""
+    """Corruptions with commas between, kinds (noise, blur, weather, digital, occlusion) or all; none if empty."""
+    images: int = 100
+    """Images of the test split that are corrupted, the first ones; 0 takes all."""
+
+    @property
+    def chosen(self) -> tuple[str, ...]:
+        """Names of single corruptions, each once."""
+        found: list[str] = []
+        for word in filter(None, (part.strip() for part in self.names.split(","))):
+            found += [name for group in CORRUPTION_GROUPS.values() for name in group] if word == "all" else []
+            found += CORRUPTION_GROUPS.get(word, (word,)) if word != "all" else ()
+        return tuple(dict.fromkeys(found))
+
+    def problems(self) -> Iterator[str]:
+        """Names that are none."""
+        known = {name for group in CORRUPTION_GROUPS.values() for name in group}
+        for name in self.chosen:
+            if name not in known:
+                yield f"names={self.names} has '{name}', which is no corruption; known: all, {', '.join(sorted(known))}"
+        if self.images < 0:
+            yield f"images={self.images} must be 0 (all) or more"
+
+
 def _optim() -> OptimConfig:
     return OptimConfig(name="adamw", lr=1e-4, weight_decay=0.05)
 
@@ -95,6 +133,8 @@ class SegmentationConfig(AppConfig):
     """Windows, scales and tiles."""
     panoptic: PanopticConfig = field(default_factory=PanopticConfig)
     """From masks to segments."""
+    corruptions: CorruptionConfig = field(default_factory=CorruptionConfig)
+    """Tests under corrupted images."""
     optim: OptimConfig = field(default_factory=_optim)
     """Optimiser."""
     schedule: ScheduleConfig = field(default_factory=_schedule)

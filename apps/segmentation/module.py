@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,11 +14,13 @@ from torch import Tensor, nn
 from apps.core.checkpoints.read import WeightsMeta
 from apps.core.protocols import ExportSpec, Picture
 from apps.core.run.module import GraftModule
+from apps.core.run.workload import to_device
 from apps.segmentation.config import SegmentationConfig
 from apps.segmentation.metrics import SegmentationMetrics
 from apps.segmentation.models.head import Panoptic
 from apps.segmentation.models.segmenter import ClassMap, Segmenter, continued, size_of
 from apps.segmentation.prediction import Prediction, with_segments
+from apps.segmentation.robustness import draw_robustness, robustness
 from apps.segmentation.targets import targets_of
 from apps.segmentation.visualise import Array, draw_confusion, draw_maps, draw_segmentation, outlined
 from apps.segmentation.windows import Viewer
@@ -26,6 +29,8 @@ from checkpoints.official.segmentation import KEYMAPS
 from datamodules.segmentation.info import IGNORED, SegmentationInfo
 from datamodules.segmentation.transforms import restored
 from graftwork.errors import WeightsError
+
+log = logging.getLogger(__name__)
 
 Batch = Mapping[str, Any]
 
@@ -92,6 +97,17 @@ class SegmentationModule(GraftModule):
             loss = _surprise(probabilities.float(), batch["mask"])
         return Prediction(labels, certainty.float(), loss)
 
+    def on_test_epoch_end(self) -> None:
+        """Log the test, and how it goes with corrupted images where that is asked for."""
+        super().on_test_epoch_end()
+        wanted = self.config.corruptions
+        if wanted.chosen:
+            loader = self.trainer.datamodule.test_dataloader()  # type: ignore[attr-defined]
+            batches = (to_device(batch, self.device) for batch in loader)
+            rows = robustness(self, batches, wanted.chosen, wanted.images)
+            self.outcomes["test"].tables["mean IoU under corruptions"] = rows
+            log.info("mean IoU under corruptions: %s", ", ".join(f"{r['corruption']} {r['mean']:.1f}" for r in rows))
+
     def validation_loss(self, batch: Batch, prediction: Prediction) -> Tensor:
         """Mean negative logarithm of the probability of the right class."""
         return prediction.loss.mean()
@@ -127,12 +143,17 @@ class SegmentationModule(GraftModule):
 
     def summary_pictures(self) -> list[Picture]:
         """What is taken for what."""
+        pictures = []
+        rows = self.outcomes["test"].tables.get("mean IoU under corruptions") if "test" in self.outcomes else None
+        if rows:
+            caption = "Mean IoU over the severity of corruptions; 0 are images as they are."
+            pictures.append(Picture("corruptions", caption, draw_robustness(rows)))
         suite = self.suites.get("test")
         matrix = suite.confusion() if isinstance(suite, SegmentationMetrics) else None
         if matrix is None or not matrix.sum():
-            return []
+            return pictures
         caption = "Share of the pixels of each class (rows) by the class they were given, in percent."
-        return [Picture("confusion", caption, draw_confusion(matrix, self.info.classes))]
+        return [Picture("confusion", caption, draw_confusion(matrix, self.info.classes)), *pictures]
 
     def sample_pictures(self, sample: Batch) -> list[Picture]:
         """Which parts of the best image the most certain queries take."""

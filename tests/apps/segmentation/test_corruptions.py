@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from apps.segmentation.corruptions import CORRUPTIONS, GROUPS, SEVERITIES, corrupt, corrupt_batch
+from apps.segmentation.config import CORRUPTION_GROUPS
+from apps.segmentation.corruptions import CORRUPTIONS, SEVERITIES, corrupt, corrupt_batch
 from datamodules.segmentation.info import SegmentationInfo
 from graftwork.errors import ConfigError, ShapeError
 
@@ -128,7 +129,7 @@ def test_batches_are_corrupted_image_by_image():
 
 
 def test_every_corruption_is_of_one_kind():
-    assert sorted(name for names in GROUPS.values() for name in names) == sorted(CORRUPTIONS)
+    assert sorted(name for names in CORRUPTION_GROUPS.values() for name in names) == sorted(CORRUPTIONS)
 
 
 def test_what_is_wrong_is_named():

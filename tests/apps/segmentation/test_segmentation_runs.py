@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from pathlib import Path
 
 import pytest
@@ -95,6 +96,30 @@ def test_windows_and_views_are_scored_too(whole, tmp_path):
         found.append(results(tmp_path / name)["aacc"]["value"])
     assert len(set(found)) == 3
     assert found == pytest.approx([found[0]] * 3, abs=25)
+
+
+def test_corrupted_images_are_scored_beside(whole, tmp_path):
+    words = {"corruptions.names": "noise,fog", "corruptions.images": 3, "run.pictures": 1}
+    config = small(tmp_path / "run", **words)
+    assert evaluate(TASK, config, VerbOptions(weights=str(whole), argv=("test",)), "test") == 0
+    tables = json.loads((tmp_path / "run/notes.json").read_text())["tables"]
+    rows = tables["mean IoU under corruptions"]
+    assert [row["corruption"] for row in rows] == ["none", "gaussian_noise", "shot_noise", "impulse_noise", "fog"]
+    for row in rows[1:]:
+        assert row["mean"] == pytest.approx(sum(row[str(severity)] for severity in range(1, 6)) / 5)
+        assert row["kept %"] == pytest.approx(100 * row["mean"] / rows[0]["mean"])
+    assert (tmp_path / "run/media/summary_corruptions.png").is_file()
+
+
+def test_corruptions_are_named_by_kind_once():
+    from apps.segmentation.config import CORRUPTION_GROUPS, CorruptionConfig
+    from apps.segmentation.corruptions import CORRUPTIONS
+
+    assert set(CorruptionConfig(names="all").chosen) == set(CORRUPTIONS)
+    assert CorruptionConfig(names="blur, zoom_blur").chosen == CORRUPTION_GROUPS["blur"]
+    assert CorruptionConfig().chosen == ()
+    (problem,) = CorruptionConfig(names="fogg").problems()
+    assert "'fogg', which is no corruption" in problem
 
 
 def test_weights_of_other_classes_are_refused(whole, tmp_path):
