@@ -14,7 +14,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from apps.segmentation.models import mask2former_panoptic
@@ -65,9 +64,14 @@ class Mask2Former(MaskHead):
         """
         if self.training and self.config.exits != "none":
             depth = draw_depth(self.config.encoder_layers)
-            weight = levels[0].new_tensor(exit_weight(depth, self.config.encoder_layers), dtype=torch.float32)
-            return self.decode(self.pixel_decoder(levels, depth))._replace(weight=weight)
+            return self.decode(self.pixel_decoder(levels, depth))._replace(weight=self._weight(depth))
         return self.decode(self.pixel_decoder(levels, self.depth(levels)))
+
+    def _weight(self, depth: int) -> Tensor:
+        """Factor of the loss at an exit; layers after it get gradients of zero, as processes that share them expect."""
+        layers = self.pixel_decoder.encoder.layers
+        weight = self.pixel_decoder.level_positions.new_tensor(exit_weight(depth, len(layers)))
+        return weight + sum(0 * parameter.sum() for layer in layers[depth:] for parameter in layer.parameters())
 
     def depth(self, levels: Sequence[Tensor]) -> int | Tensor | None:
         """Layers of the encoder to run outside of training: for all images, for each of them, or None for all."""
