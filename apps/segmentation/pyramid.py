@@ -91,11 +91,17 @@ class PyramidReader:
 
     @contextmanager
     def reading(self) -> Iterator[Features]:
-        """Fill what is given with the features of the last images that the backbone sees inside the block."""
+        """Fill what is given with the features of the last images that the backbone sees inside the block.
+
+        Raises:
+            ConfigError: At its end: the backbone saw no images, or does so in a graph that was compiled before.
+        """
         found = Features()
         with self._watching() as seen:
 
             def finish(module: nn.Module, inputs: tuple[Tensor, ...], levels: Sequence[Tensor]) -> None:
+                if len(seen) < len(self._stages):
+                    return
                 size = (inputs[0].shape[2], inputs[0].shape[3])
                 found.levels = [levels[place] for place in self._order]
                 layouts, padded = enumerate(self._layouts), self._padded(size)
@@ -106,6 +112,11 @@ class PyramidReader:
                 yield found
             finally:
                 handle.remove()
+        if not found.levels:  # graphs do not look for hooks that came after them
+            raise ConfigError(
+                f"{type(self.backbone).__name__} let nothing be read of its levels",
+                mend="Leave trainer.compile at false where a backbone is distilled",
+            )
 
     def _padded(self, size: Size) -> Size:
         """Height and width of what the backbone itself sees of an image."""

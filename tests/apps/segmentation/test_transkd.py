@@ -21,7 +21,7 @@ from backbones.vision.create import create_backbone
 from datamodules.segmentation.info import SegmentationInfo
 from graftwork.errors import ConfigError, ShapeError
 from tests.apps.segmentation.runs import run, weights
-from tests.backbones.vision.toy import CHANNELS
+from tests.backbones.vision.toy import CHANNELS, NAME
 
 STUDENT = PyramidSizes(channels=(8, 16, 12, 24), strides=(4, 8, 16, 32), embeddings=(8, 6, 12, 24))
 TEACHER = PyramidSizes(channels=(10, 12, 14, 16), strides=(4, 8, 16, 32), embeddings=(9, 7, 5, 3))
@@ -315,6 +315,21 @@ def test_embeddings_are_what_patches_were_embedded_to():
 def test_a_backbone_without_stages_is_named():
     with pytest.raises(ConfigError, match="does not tell which of its parts makes level 0"):
         PyramidReader(create_backbone("timm:hrnet_w18_small"))
+
+
+def test_a_graph_that_was_compiled_before_is_named():
+    backbone, images = create_backbone(NAME), maps(1, 3, 32, 48)
+    reader = PyramidReader(backbone)
+    backbone.compile(backend="eager")
+    backbone(images)
+    with pytest.raises(ConfigError, match=r"Leave trainer\.compile at false"), reader.reading():
+        backbone(images)
+
+
+def test_an_error_while_reading_is_the_one_that_is_seen():
+    backbone = create_backbone(NAME)
+    with pytest.raises(ShapeError, match="at least 32 pixels"), PyramidReader(backbone).reading():
+        backbone(maps(1, 3, 8, 8))
 
 
 class LastLevel(PixelHead):
