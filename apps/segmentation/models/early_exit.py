@@ -83,7 +83,7 @@ class ExitGate(nn.Module):
             [B] int64, from 1 to K.
         """
         with torch.no_grad(), without_autocast(level):
-            return self(pooled(level)).argmax(-1) + 1
+            return self(pooled(level).to(self.linear.weight.dtype)).argmax(-1) + 1
 
 
 def pooled(level: Tensor) -> Tensor:

@@ -198,7 +198,7 @@ class MaskedDecoder(nn.Module):
         memories = [self._memory(level, x) for level, x in enumerate(maps)]
         sizes = [(x.shape[-2], x.shape[-1]) for x in maps]
         resized = [] if literal else [_resized(mask_features, size) for size in sizes]
-        queries = self.query_features.expand(len(mask_features), -1, -1)
+        queries = self.query_features.expand(mask_features.shape[0], -1, -1)  # a length would fix the batch of exports
         found: list[Prediction] = []
         for number, layer in enumerate(self.layers):
             level = number % len(maps)

@@ -119,6 +119,12 @@ def cell_centres(shapes: tuple[Size, ...], device: torch.device) -> Tensor:
     return torch.cat(centres)
 
 
+@table(64)
+def level_sizes(shapes: tuple[Size, ...], device: torch.device) -> Tensor:
+    """Width and height of all levels, [L, 2] float32."""
+    return torch.tensor([(width, height) for height, width in shapes], device=device, dtype=torch.float32)
+
+
 class DeformableAttention(nn.Module):
     """Multi-scale deformable attention with its projections.
 
@@ -179,7 +185,7 @@ class DeformableAttention(nn.Module):
         value = self.value(values)
         if padding is not None:
             value = value.masked_fill(padding[..., None], 0.0)
-        sizes = torch.tensor([(width, height) for height, width in shapes], device=queries.device, dtype=queries.dtype)
+        sizes = level_sizes(tuple((height, width) for height, width in shapes), queries.device).to(queries.dtype)
         offsets = self.offsets(queries).unflatten(-1, (heads, levels, points, 2))  # B, Q, h, L, P, 2
         locations = references[..., None, :, None, :] + offsets / sizes[:, None]
         weights = self.weights(queries).unflatten(-1, (heads, levels * points)).softmax(-1)

@@ -227,23 +227,32 @@ def test_encoder_stays_in_float32_under_autocast():
     assert mixed.masks.isfinite().all()
 
 
-def test_exported_graph_gives_the_same():
-    head = built().eval()
-    levels = levels_of(SWIN, (64, 64))
-    program = torch.export.export(Logits(head), tuple(levels), strict=False)
-    with torch.no_grad():
-        expected = head(levels, (64, 64))
-        torch.testing.assert_close(program.module()(*levels), (expected.classes, expected.masks), atol=1e-4, rtol=1e-4)
+@pytest.mark.parametrize("exits", ["none", pytest.param("gate", marks=pytest.mark.slow)])
+def test_exported_graph_gives_the_same_for_any_batch(exits):
+    head = built(exits=exits, layers=1, encoder_layers=1 + (exits == "gate")).eval()
+    levels = levels_of(SWIN, (40, 60), batch=3)
+    shapes = {"levels": tuple({0: torch.export.Dim("batch")} for _ in levels)}
+    program = torch.export.export(Scores(head), tuple(levels), dynamic_shapes=shapes, strict=False)
+    for batch in (3, 2):
+        some = [level[:batch] for level in levels]
+        with torch.no_grad():
+            expected = head.class_scores(head(some, (40, 60)), (40, 60))
+            torch.testing.assert_close(program.module()(*some), expected, atol=1e-4, rtol=1e-4)
 
 
-class Logits(torch.nn.Module):
+class Scores(torch.nn.Module):
     def __init__(self, head):
         super().__init__()
         self.head = head
 
     def forward(self, *levels):
-        output = self.head(levels, (64, 64))
-        return output.classes, output.masks
+        return self.head.class_scores(self.head(levels, (40, 60)), (40, 60))
+
+
+def test_half_types_run_in_their_own():
+    head = built(exits="gate").bfloat16().eval()
+    output = head([level.bfloat16() for level in levels_of(SWIN)], (45, 70))
+    assert output.masks.dtype == torch.bfloat16 and output.masks.isfinite().all()
 
 
 def official(key):
