@@ -77,8 +77,9 @@ class SegmentationModule(GraftModule):
             output = self.model(padded)  # once for both
             height, width = size_of(images)
             scores = self.model.head.class_scores(output, size_of(padded))[..., :height, :width]
-            return with_segments(self._classes(batch, scores), self._segments(output, padded, images))
-        prediction = self._classes(batch, self.viewer.class_scores(images, batch.get("size")))
+            probabilities = self.model.head.probabilities(scores)
+            return with_segments(self._classes(batch, probabilities), self._segments(output, padded, images))
+        prediction = self._classes(batch, self.viewer.class_probabilities(images, batch.get("size")))
         if not self.tells_objects:
             return prediction
         padded = continued(images)
@@ -89,10 +90,9 @@ class SegmentationModule(GraftModule):
         found = self.model.head.panoptic(output, size_of(padded), self.config.panoptic)
         return [image._replace(segments=image.segments[:height, :width]) for image in found]
 
-    def _classes(self, batch: Batch, scores: Tensor) -> Prediction:
-        probabilities = self.model.head.probabilities(scores)
+    def _classes(self, batch: Batch, probabilities: Tensor) -> Prediction:
         certainty, labels = probabilities.max(1)
-        loss = scores.new_full((len(scores),), float("nan"), dtype=torch.float32)
+        loss = probabilities.new_full((len(probabilities),), float("nan"), dtype=torch.float32)
         if "mask" in batch:
             loss = _surprise(probabilities.float(), batch["mask"])
         return Prediction(labels, certainty.float(), loss)

@@ -242,6 +242,11 @@ class Viewer:
             raise ShapeError("no images to score")
         return scores
 
+    def class_probabilities(self, images: Tensor, sizes: Tensor | None = None) -> Tensor:
+        """Probabilities of all classes at every pixel, [B, C, H, W]; see :meth:`class_scores`."""
+        scores = self.class_scores(images, sizes)
+        return self.probabilities(scores) if self.one_view else scores
+
     def labels(self, images: Tensor, sizes: Tensor | None = None) -> Tensor:
         """The class of highest score, the first of equal ones, at every pixel: [B, H, W] int64."""
         return self.class_scores(images, sizes).argmax(1)

@@ -161,6 +161,16 @@ def test_scores_do_not_depend_on_what_else_is_in_the_batch(options):
             assert not together[place, :, height:].any() and not together[place, :, :, width:].any()
 
 
+@pytest.mark.parametrize("options", [{}, {"mode": "slide"}, {"flip": True}])
+def test_probabilities_are_made_once(options):
+    seen, images = viewer(Local(), **options), 9 * torch.randn(1, 3, 60, 50)
+    with torch.no_grad():
+        found, scores = seen.class_probabilities(images), seen.class_scores(images)
+    torch.testing.assert_close(found.sum(1), torch.ones(1, 60, 50))
+    torch.testing.assert_close(found, scores if options.get("flip") else scores.softmax(1))
+    assert torch.equal(found.argmax(1), seen.labels(images))
+
+
 def test_images_smaller_than_backbones_take_are_filled_up():
     model = Local()
     with torch.no_grad():
