@@ -14,12 +14,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
+from torch.autograd.function import once_differentiable
 
 from apps.segmentation.matching import assign
 from apps.segmentation.models.head import MaskOutput
@@ -31,6 +31,9 @@ SMALLEST = 1e-5
 """Least weight of a class in the loss, and what keeps divisions finite."""
 FOUND, UNFOUND = 0.75, 0.25
 """Share of matched and of unmatched queries in the loss."""
+
+PIXELS_AT_ONCE = 512
+"""Pixels compared with all others at once: measured, their similarities should stay near the processor."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,7 +177,7 @@ def pixel_loss(
 
     The published loss is the cross-entropy of the similarities G of target pixels, each column divided by its sum, and
     the softmax of the similarities S of features. The sum over G needs S only as a product with the sums of features of
-    each segment, so a single matrix of K x K is made, whose log-sum-exp is made once more for the gradient.
+    each segment, and the softmax only its log-sum-exp: no matrix of K x K is ever made.
 
     Args:
         features: Of every pixel, of length 1, [F, P] float32.
@@ -191,16 +194,36 @@ def pixel_loss(
     drawn = features[:, chosen]
     masks = target.masks[:, chosen]  # S, K
     columns = masks.sum(1) @ masks  # sum of every column of G, K
-    scaled = drawn / options.pixel_temperature
     sums = drawn @ masks.mT  # F, S
-    alike = ((sums.mT @ scaled) * masks).sum(0)  # sum of G * S over every column
-    normal: Tensor = checkpoint(_column_normaliser, drawn, scaled, use_reentrant=False)
+    alike = ((sums.mT @ drawn) * masks).sum(0) / options.pixel_temperature  # sum of G * S over every column
+    normal: Tensor = _Normaliser.apply(drawn, options.pixel_temperature)
     return mean_of_nonzero((columns * normal - alike) / columns.clamp(min=1.0))
 
 
-def _column_normaliser(drawn: Tensor, scaled: Tensor) -> Tensor:
-    """Log-sum-exp over the rows of the similarities of pixels, [F, K] twice to [K]."""
-    return (drawn.mT @ scaled).logsumexp(0)
+class _Normaliser(torch.autograd.Function):
+    """Log-sum-exp of the similarities of every pixel with all, [F, K] to [K], some pixels at a time."""
+
+    @staticmethod
+    def forward(ctx: Any, features: Tensor, temperature: float) -> Tensor:
+        parts = (features / temperature).split(PIXELS_AT_ONCE, dim=1)
+        normal = torch.cat([(part.mT @ features).logsumexp(1) for part in parts])
+        ctx.save_for_backward(features, normal)
+        ctx.temperature = temperature
+        return normal
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, above: Tensor) -> tuple[Tensor, None]:
+        features, normal = ctx.saved_tensors
+        gradient = torch.zeros_like(features)
+        with without_autocast(features):
+            for start in range(0, features.shape[1], PIXELS_AT_ONCE):
+                own = slice(start, start + PIXELS_AT_ONCE)
+                part = features[:, own] / ctx.temperature
+                shares = (part.mT @ features).sub_(normal[own, None]).exp_().mul_(above[own, None])
+                gradient.addmm_(part, shares)  # as one of all
+                gradient[:, own] += features @ shares.mT / ctx.temperature  # as the pixel itself
+        return gradient, None
 
 
 def semantic_loss(
