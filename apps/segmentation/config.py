@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from apps.core.config import AppConfig, OptimConfig, ScheduleConfig, TrainerConfig
 from apps.core.task import Task
+from apps.segmentation.distill_config import DistillConfig
 from apps.segmentation.models.config import MODELS
 from datamodules.segmentation.config import DATASETS
 from graftwork.components import component
@@ -133,6 +134,8 @@ class SegmentationConfig(AppConfig):
     """Windows, scales and tiles."""
     panoptic: PanopticConfig = field(default_factory=PanopticConfig)
     """From masks to segments."""
+    distill: DistillConfig = field(default_factory=DistillConfig)
+    """Learning from a larger segmenter."""
     corruptions: CorruptionConfig = field(default_factory=CorruptionConfig)
     """Tests under corrupted images."""
     optim: OptimConfig = field(default_factory=_optim)

@@ -20,8 +20,10 @@ from apps.segmentation.metrics import SegmentationMetrics
 from apps.segmentation.models.head import Panoptic
 from apps.segmentation.models.segmenter import ClassMap, Segmenter, continued, size_of
 from apps.segmentation.prediction import Prediction, with_segments
+from apps.segmentation.pyramid import PyramidReader
 from apps.segmentation.robustness import draw_robustness, robustness
 from apps.segmentation.targets import targets_of
+from apps.segmentation.transkd import Distiller, Teacher, open_teacher
 from apps.segmentation.visualise import Array, draw_confusion, draw_maps, draw_segmentation, outlined
 from apps.segmentation.windows import Viewer
 from checkpoints.keymap import KeyMap
@@ -53,6 +55,9 @@ class SegmentationModule(GraftModule):
     def __init__(self, config: SegmentationConfig, info: SegmentationInfo | Mapping[str, Any]) -> None:
         super().__init__(config, SegmentationInfo.from_plain(info) if isinstance(info, Mapping) else info)
         head = self.model.head
+        self.distiller: Distiller | None = None
+        self.teacher: Teacher | None = None
+        self.reader: PyramidReader | None = None
         self.viewer = Viewer(self.model.class_scores, head.probabilities, self.info, config.inference)
 
     def build_model(self) -> nn.Module:
@@ -65,9 +70,32 @@ class SegmentationModule(GraftModule):
         """Whether predictions have segments: the data tells objects apart, and the head can."""
         return self.info.panoptic and self.model.head.makes_segments
 
+    def prepare_training(self) -> None:
+        """Open the teacher of a training that has one."""
+        if not self.config.distill.active or self.distiller is not None:
+            return
+        self.teacher = open_teacher(self.config.distill.teacher, self.info)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.config.seed)
+            self.distiller = self.config.distill.build(self.model.backbone, self.teacher)
+        self.reader = PyramidReader(self.model.backbone)
+
+    def trained_beside(self) -> nn.Module | None:
+        """What stands between the student and its teacher."""
+        return self.distiller
+
     def training_loss(self, batch: Batch) -> dict[str, Tensor]:
         """The loss of one batch of crops, and its parts."""
-        return self.model.head.loss(self.model(batch["image"]), targets_of(batch))
+        images: Tensor = batch["image"]
+        if self.distiller is None or self.teacher is None or self.reader is None:
+            return self.model.head.loss(self.model(images), targets_of(batch))
+        with self.reader.reading() as ours:
+            output = self.model(images)
+        theirs = self.teacher(images)
+        found = self.model.head.loss(output, targets_of(batch))
+        learnt = self.distiller(ours.levels, ours.embeddings, theirs.levels, theirs.embeddings, images)
+        parts = {f"teacher_{name}": value for name, value in learnt.items() if name != "loss"}
+        return {**found, **parts, "loss": found["loss"] + learnt["loss"]}
 
     def predict_batch(self, batch: Batch) -> Prediction:
         """Classes, and segments, of whole images."""

@@ -243,6 +243,7 @@ def train(trainer: pl.Trainer, module: GraftModule, data: Any, start: Start) -> 
         if start.folder.writes:
             _write_untrained(module, start.folder)
         return
+    module.prepare_training()
     checkpoint = str(start.checkpoint) if start.checkpoint is not None else None
     if start.checkpoint is not None:
         _check_fits(start.checkpoint, module)

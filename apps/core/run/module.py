@@ -17,7 +17,7 @@ from apps.core.config import AppConfig
 from apps.core.metrics.best_worst import SampleKeeper
 from apps.core.protocols import ExportSpec, MetricSuite, Picture
 from apps.core.run.means import EpochMeans
-from apps.core.run.optim import build_optimizer, learning_rate_factor
+from apps.core.run.optim import build_optimizer, learning_rate_factor, parameter_groups
 from apps.core.run.randomness import seed_place
 from apps.core.run.scoring import Outcome, SplitScore
 from graftwork.errors import ConfigError, WeightsError
@@ -57,6 +57,13 @@ class GraftModule(pl.LightningModule):
     def build_model(self) -> nn.Module:
         """The model, from ``self.config`` and ``self.info``."""
         raise NotImplementedError
+
+    def prepare_training(self) -> None:
+        """Build what only a training needs, before a checkpoint is read."""
+
+    def trained_beside(self) -> nn.Module | None:
+        """What is trained together with the model and left behind after the training, as a distillation has it."""
+        return None
 
     def training_loss(self, batch: Batch) -> dict[str, Tensor]:
         """Scalar ``loss``, and parts of it under other names, of a training batch."""
@@ -147,6 +154,9 @@ class GraftModule(pl.LightningModule):
     def configure_optimizers(self) -> Any:
         """Optimiser and step-wise schedule of the configuration."""
         optimizer = build_optimizer(self.model, self.config.optim)
+        if (beside := self.trained_beside()) is not None:
+            for group in parameter_groups(beside, self.config.optim.weight_decay, self.config.optim.lr):
+                optimizer.add_param_group(group)
         self._fresh_groups = [_hyper(group) for group in optimizer.param_groups]
         factor = learning_rate_factor(self.config.schedule, *self.steps())
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)

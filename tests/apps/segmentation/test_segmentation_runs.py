@@ -98,6 +98,21 @@ def test_windows_and_views_are_scored_too(whole, tmp_path):
     assert found == pytest.approx([found[0]] * 3, abs=25)
 
 
+@pytest.mark.parametrize("kind", ["base", "ea"])
+def test_a_student_learns_from_a_teacher_and_goes_on_after_a_break(whole, tmp_path, monkeypatch, kind):
+    words = {"distill.kind": kind, "distill.teacher": str(whole), "checkpoint.every_n_steps": 1}
+    words |= {"trainer.max_epochs": 1, "distill.width": 8}
+    assert run(tmp_path / "whole", **words) == 0
+    head = (tmp_path / "whole/metrics.csv").read_text().splitlines()[0]
+    assert "train/teacher_features" in head and "train/teacher_embeddings" in head
+    cut(tmp_path / "run", 3, monkeypatch, **words)
+    assert run(tmp_path / "run", resume=True, **words) == 0
+    assert_same_run(tmp_path / "whole", tmp_path / "run")
+    # alone, the student needs no teacher
+    config = small(tmp_path / "test")
+    assert evaluate(TASK, config, VerbOptions(weights=str(tmp_path / "run"), argv=("test",)), "test") == 0
+
+
 def test_corrupted_images_are_scored_beside(whole, tmp_path):
     words = {"corruptions.names": "noise,fog", "corruptions.images": 3, "run.pictures": 1}
     config = small(tmp_path / "run", **words)
