@@ -145,6 +145,12 @@ class SegmentationConfig(AppConfig):
     trainer: TrainerConfig = field(default_factory=_trainer)
     """Training loop."""
 
+    def problems(self) -> Iterator[str]:
+        """Values that contradict each other."""
+        yield from super().problems()
+        if self.distill.active and self.trainer.compile:
+            yield "trainer.compile=true hides levels from a teacher; set it to false, or distill.kind=none"
+
 
 TASK = Task(
     name="segmentation",
