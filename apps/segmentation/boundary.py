@@ -103,9 +103,9 @@ class BoundaryAreas(Metric):
         near = [near_boundary(values[None], width)[0] for values in (found, labels)]
         both = near[0] & near[1] & (found == labels)
         for row, (values, counted) in enumerate(((labels, both), (found, near[0]), (labels, near[1]))):
-            inside = values[counted].long()
-            inside = inside[(inside >= 0) & (inside < self.classes)]
-            self.areas[row] += torch.bincount(inside, minlength=self.classes)
+            codes = values.long().clamp(-1, self.classes).add_(1).mul_(counted)  # 0 and the last are no class
+            pixels = torch.bincount(codes.flatten(), minlength=self.classes + 2)
+            self.areas[row] += pixels[1 : self.classes + 1]
 
     def compute(self) -> ClassAreas:
         """Pixels of the boundaries of every class; their IoU is intersection by union."""

@@ -129,7 +129,7 @@ def slide(
     if total is None:
         raise ShapeError(f"no windows in images {list(images.shape)}")
     down, across = _summed(rows, weights[0]).to(total), _summed(columns, weights[1]).to(total)
-    return total / (down[:, None] * across)
+    return total.div_(down[:, None] * across)
 
 
 def _summed(cut: Sequence[tuple[int, int]], weights: Tensor) -> Tensor:
