@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from apps.segmentation.models.mmseg_config import HeadRegistry
 from backbones.vision.config import BACKBONES
 from datamodules.segmentation.info import SegmentationInfo
 from graftwork.components import Registry, component
@@ -15,7 +16,7 @@ from graftwork.components import Registry, component
 if TYPE_CHECKING:
     from apps.segmentation.models.segmenter import Segmenter
 
-HEADS = Registry(
+HEADS = HeadRegistry(
     "head",
     {
         "upernet": "apps.segmentation.models.pixel_config:UPerNetConfig",
@@ -26,7 +27,10 @@ HEADS = Registry(
         "mask2former": "apps.segmentation.models.mask2former_config:Mask2FormerConfig",
     },
 )
-"""Each entry: a dataclass with ``problems()`` (stdlib only) and ``build(info: HeadInfo) -> SegmentationHead``."""
+"""Each entry: a dataclass with ``problems()`` (stdlib only) and ``build(info: HeadInfo) -> SegmentationHead``.
+
+``mmseg:NAME`` opens a head of mmsegmentation, see :mod:`apps.segmentation.models.mmseg_config`.
+"""
 
 
 @dataclass(kw_only=True)

@@ -49,7 +49,7 @@ class DecodeHead(PixelHead):
         count = len(info.channels)
         self.config = config
         self.norm = NormKind(config.norm, config.groups)
-        self.chosen = _levels("in_levels", levels, count)
+        self.chosen = chosen_levels("in_levels", levels, count)
         self.in_channels = [info.channels[level] for level in self.chosen]
         self.dropout = nn.Dropout2d(config.dropout)
         self.classifier = classifier(channels, info.classes)
@@ -68,7 +68,7 @@ class DecodeHead(PixelHead):
         Raises:
             ShapeError: Other levels than the head was built for; the message names both.
         """
-        self._check(levels)
+        check_levels(levels, self.info, type(self).__name__)
         logits = self.classifier(self.dropout(self.fuse([levels[level] for level in self.chosen])))
         if not self.training or self.auxiliary is None:
             return PixelOutput(logits)
@@ -111,17 +111,37 @@ class DecodeHead(PixelHead):
             parts["dice"] = dice(logits, labels, activation=config.dice_activation) * config.dice_weight
         return parts
 
-    def _check(self, levels: Sequence[Tensor]) -> None:
-        found, expected = [level.shape[1] for level in levels], list(self.info.channels)
-        if found != expected:
-            raise ShapeError(
-                f"levels of {type(self).__name__}: expected channels {expected}, got {found}",
-                mend="Build the head for the channels of the backbone",
-            )
+
+def check_levels(levels: Sequence[Tensor], info: HeadInfo, name: str) -> None:
+    """Refuse levels of other channels than a head was built for.
+
+    Args:
+        levels: Maps of the backbone, [B, C_i, h_i, w_i].
+        info: Sizes that the head was built for.
+        name: Of the head.
+
+    Raises:
+        ShapeError: They differ; the message names both.
+    """
+    found, expected = [level.shape[1] for level in levels], list(info.channels)
+    if found != expected:
+        raise ShapeError(
+            f"levels of {name}: expected channels {expected}, got {found}",
+            mend="Build the head for the channels of the backbone",
+        )
 
 
-def _levels(option: str, wanted: Sequence[int], count: int) -> tuple[int, ...]:
-    """Levels counted from 0."""
+def chosen_levels(option: str, wanted: Sequence[int], count: int) -> tuple[int, ...]:
+    """Levels counted from 0.
+
+    Args:
+        option: Name of the option, for the message.
+        wanted: Numbers from 0, or negative ones from the end.
+        count: Levels that there are.
+
+    Raises:
+        ConfigError: A level twice, or one that does not exist.
+    """
     levels = tuple(level + count if level < 0 else level for level in wanted)
     if len(set(levels)) < len(levels) or not all(0 <= level < count for level in levels):
         raise ConfigError(
