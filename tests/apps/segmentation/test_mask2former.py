@@ -227,7 +227,8 @@ def test_encoder_stays_in_float32_under_autocast():
     assert mixed.masks.isfinite().all()
 
 
-@pytest.mark.parametrize("exits", ["none", pytest.param("gate", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("exits", ["none", "gate"])
 def test_exported_graph_gives_the_same_for_any_batch(exits):
     head = built(exits=exits, layers=1, encoder_layers=1 + (exits == "gate")).eval()
     levels = levels_of(SWIN, (40, 60), batch=3)
