@@ -207,7 +207,8 @@ class SegmentationModule(GraftModule):
         """The key map of published weights of this head, where there is one."""
         from apps.segmentation.models.config import HEADS
 
-        return KEYMAPS.get(HEADS.name_of(self.config.model.head))
+        name, _, _ = HEADS.name_of(self.config.model.head).partition(":")  # mmseg:UPerHead
+        return KEYMAPS.get(name)
 
     def load_weights(self, state: Mapping[str, Tensor], meta: WeightsMeta) -> None:
         """Load tensors.

@@ -96,5 +96,14 @@ def _segmenter(renames: Renames) -> KeyMap:
     )
 
 
-KEYMAPS: Mapping[str, KeyMap] = {name: _segmenter(renames) for name, renames in HEADS.items()} | mask2former.KEYMAPS
+BRIDGED = KeyMap(
+    renames=((r"^decode_head\.", "head.decode."), *SWIN),
+    converts=((r"^backbone\.trunk\.layers\.\d+\.downsample\.", by_neighbours),),
+    drops=(r"relative_position_index$", r"attn_mask$", r"^data_preprocessor\.", r"^auxiliary_head\."),
+)
+"""Of a segmenter whose head is mmsegmentation's own, which has no second head."""
+
+KEYMAPS: Mapping[str, KeyMap] = (
+    {name: _segmenter(renames) for name, renames in HEADS.items()} | {"mmseg": BRIDGED} | mask2former.KEYMAPS
+)
 """The map of each whole segmenter by its head, with a Swin of timm as the backbone that has norms on its outputs."""
