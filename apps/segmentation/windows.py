@@ -115,6 +115,7 @@ def slide(
         return _at_least_float(resized(predict(images), images.shape[-2:]))
     size = rows[0][1] - rows[0][0], columns[0][1] - columns[0][0]
     weights = [window_weights(length, blend, images.device) for length in size]
+    weight = weights[0][:, None] * weights[1]  # h, w
     at_once = max(1, batch // max(1, len(images)))
     total: Tensor | None = None
     for first in range(0, len(places), at_once):
@@ -125,7 +126,10 @@ def slide(
             total = scores.new_zeros(*scores.shape[1:3], *images.shape[-2:])
         for (row, column), part in zip(group, scores, strict=True):
             place = total[..., slice(*row), slice(*column)]
-            place += part * weights[0].to(part)[:, None] * weights[1].to(part) if blend else part
+            if blend:
+                place.addcmul_(part, weight.to(part))
+            else:
+                place.add_(part)
     if total is None:
         raise ShapeError(f"no windows in images {list(images.shape)}")
     down, across = _summed(rows, weights[0]).to(total), _summed(columns, weights[1]).to(total)
