@@ -214,7 +214,7 @@ def predict_labels(
     prepare = normaliser(viewer.info)
     if viewer.config.mode == "slide" and viewer.one_view:
         options: dict[str, Any] = {"tile": viewer.crop, "stride": viewer.stride, "blend": False}
-        predict, batch = viewer.filled, viewer.at_once(viewer.crop)
+        predict, batch = viewer.filled, viewer.at_once(viewer.crop, torch.device(device))
     else:
         side, step = viewer.tile
         options = {"tile": (side, side), "stride": (step, step), "blend": True}

@@ -259,7 +259,7 @@ class Viewer:
         """Scores from one view: whole images, or windows, [B, C, H, W]."""
         height, width = images.shape[-2:]
         if self.config.mode == "slide":
-            return slide(self.filled, images, self.crop, self.stride, batch=self.at_once(self.crop))
+            return slide(self.filled, images, self.crop, self.stride, batch=self.at_once(self.crop, images.device))
         if height * width <= self.config.max_pixels:
             return resized(_at_least_float(self.filled(images)), (height, width))
         side, step = self.tile
@@ -271,8 +271,10 @@ class Viewer:
         views = self.config.scales, self.config.flip
         return average_of_views(self.whole_or_windows, self.probabilities, images, *views)
 
-    def at_once(self, size: tuple[int, int]) -> int:
-        """Windows of a size that are seen at once."""
+    def at_once(self, size: tuple[int, int], device: torch.device) -> int:
+        """Windows of a size that are seen at once; on a CPU one, because its caches hold no more."""
+        if device.type == "cpu":
+            return 1
         return min(MOST_WINDOWS, max(1, self.config.max_pixels // (size[0] * size[1])))
 
     def filled(self, images: Tensor) -> Tensor:
