@@ -9,7 +9,7 @@ from typing import Any, Literal
 from apps.core.config import AppConfig, OptimConfig, ScheduleConfig, TrainerConfig
 from apps.core.task import Task
 from apps.segmentation.distill_config import DistillConfig
-from apps.segmentation.models.config import MODELS
+from apps.segmentation.models.config import HEADS, MODELS
 from datamodules.segmentation.config import DATASETS
 from graftwork.components import component
 
@@ -158,7 +158,7 @@ TASK = Task(
     config=SegmentationConfig,
     module="apps.segmentation.module:SegmentationModule",
     predictor="apps.segmentation.predict:SegmentationPredictor",
-    registries={"models": MODELS, "datasets": DATASETS},
+    registries={"models": MODELS, "heads": HEADS, "datasets": DATASETS},
     monitor="val/miou",
     mode="max",
 )

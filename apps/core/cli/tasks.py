@@ -10,6 +10,7 @@ TASKS = {
     "forecasting": "apps.forecasting.config:TASK",
     "classification": "apps.classification.config:TASK",
     "superres": "apps.superres.config:TASK",
+    "segmentation": "apps.segmentation.config:TASK",
 }
 
 
