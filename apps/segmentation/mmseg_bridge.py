@@ -133,7 +133,7 @@ def build(kind: Kind, config: Mapping[str, Any], where: str = "") -> Any:
     from mmengine.registry import DefaultScope
 
     with DefaultScope.overwrite_default_scope(SCOPE), quiet(), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="For binary segmentation")  # about outputs that are not meant here
+        warnings.simplefilter("ignore", UserWarning)  # of its parts about each other, and about outputs not meant here
         try:
             return found.build(ConfigDict(config))
         except UserError:
@@ -141,5 +141,7 @@ def build(kind: Kind, config: Mapping[str, Any], where: str = "") -> Any:
         except OSError as error:
             raise DataError(f"{name}: {error}", where) from error
         except (AssertionError, AttributeError, KeyError, TypeError, ValueError) as error:
-            said = error.args[0] if error.args else type(error).__name__
+            said = str(error.args[0]) if error.args else type(error).__name__
+            if "at least one array" in said:  # what a dataset says when it joins its list of files
+                raise DataError(f"{name} found no images", where, "Check data_root, data_prefix, img_suffix") from error
             raise ConfigError(f"{name} cannot be built: {said}", where) from error
