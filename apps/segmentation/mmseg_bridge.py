@@ -61,7 +61,8 @@ def open_mmseg(needed_for: str) -> None:
         needed_for: What asks for it, for the message.
 
     Raises:
-        MissingPackageError: mmsegmentation or a package it needs is not installed, or in a version it refuses.
+        MissingPackageError: mmsegmentation or a package it needs is not installed, cannot be imported, or has a
+            version it refuses.
     """
     if find_spec("mmseg") is None:
         raise missing_package("mmsegmentation", EXTRA, needed_for)
@@ -69,6 +70,13 @@ def open_mmseg(needed_for: str) -> None:
         _opened()
     except ModuleNotFoundError as error:
         raise missing_package((error.name or "mmcv").partition(".")[0], EXTRA, needed_for) from error
+    except UserError:
+        raise
+    except ImportError as error:
+        raise MissingPackageError(
+            f"{needed_for}: mmsegmentation cannot be imported: {error}",
+            mend="Where libGL is missing, install opencv-python-headless in place of opencv-python",
+        ) from error
     except AssertionError as error:
         raise MissingPackageError(
             f"{needed_for}: mmsegmentation refuses the packages beside it: {error}",

@@ -12,6 +12,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from graftwork.components import Registry
+from graftwork.errors import ConfigError
 from graftwork.names import unknown
 
 if TYPE_CHECKING:
@@ -71,6 +72,20 @@ FACTS: Mapping[str, HeadFacts] = MappingProxyType(
     }
 )
 """Heads that need no compiled operators, no mmdet and no output of another head."""
+
+REFUSED: Mapping[str, str] = MappingProxyType(
+    {
+        "PSAHead": "needs compiled operators of mmcv",
+        "PointHead": "refines the output of another head",
+        "OCRHead": "refines the output of another head",
+        "MaskFormerHead": "is a shell around mmdet; use mask2former",
+        "Mask2FormerHead": "is a shell around mmdet; use mask2former",
+        "LRASPPHead": "pools by 49 x 49 positions, which levels of our backbones seldom have",
+        "DPTHead": "reads tokens of a plain ViT, not levels",
+        "SETRMLAHead": "reads several levels of one size, of a plain ViT",
+    }
+)
+"""Heads that users may look for, and why they are not there."""
 
 SHARED: Mapping[str, Any] = MappingProxyType({"channels": 512, "norm_cfg": {"type": "BN"}})
 """What published configurations of all of them have; their SyncBN is BN here, which any device knows."""
@@ -145,11 +160,13 @@ class HeadRegistry(Registry):
         """The configuration class behind a name.
 
         Raises:
-            ConfigError: No such name; the nearest ones are given.
+            ConfigError: No such name, and the nearest ones are given; or a head that cannot be used, and why.
         """
         if not name.startswith(MMSEG):
             return super().get(name, where)
         kind = name.removeprefix(MMSEG)
+        if kind in REFUSED:
+            raise ConfigError(f"{name} {REFUSED[kind]}", where)
         if kind not in FACTS:
             raise unknown(self.kind, name, [MMSEG + known for known in FACTS], where)
         return config_class(kind)

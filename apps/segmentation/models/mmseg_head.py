@@ -19,7 +19,7 @@ from apps.segmentation.models.head import PixelHead, PixelOutput, Size, Targets
 from apps.segmentation.models.info import HeadInfo
 from apps.segmentation.models.mmseg_config import MMSEG, MMSegHeadConfig
 from datamodules.segmentation.info import IGNORED
-from graftwork.errors import ConfigError
+from graftwork.errors import ConfigError, ShapeError
 from graftwork.names import unknown
 
 OPTIONS = "model.head.options"
@@ -58,10 +58,19 @@ class MMSegHead(PixelHead):
         Further outputs of heads that have them (dual attention, context encoding) are kept for their loss.
 
         Raises:
-            ShapeError: Other levels than the head was built for; the message names both.
+            ShapeError: Other levels than the head was built for, and the message names both; or a batch of one image
+                in training, where a batch norm has a single value to take statistics of.
         """
         check_levels(levels, self.info, MMSEG + self.config.kind)
-        found = self.decode(list(levels))
+        try:
+            found = self.decode(list(levels))
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            raise ShapeError(
+                f"{MMSEG}{self.config.kind} pools to one position, which batch norm cannot train on with one image",
+                mend="Use batches of two or more, or options.norm_cfg={type: GN, num_groups: 32}",
+            ) from error
         if isinstance(found, Tensor):
             return PixelOutput(found)
         first, *further = found

@@ -119,6 +119,13 @@ def test_weights_of_mmsegmentation_give_the_same_in_both_heads(name: str, shared
     torch.testing.assert_close(output.logits, ours.logits, rtol=1e-4, atol=1e-5)
 
 
+def test_a_batch_of_one_image_is_refused_where_batch_norm_cannot_train() -> None:
+    with pytest.raises(ShapeError, match=r"mmseg:PSPHead pools to one position.*batches of two or more"):
+        head("PSPHead").train()(pyramid(1), SIZE)
+    grouped = head("PSPHead", norm_cfg={"type": "GN", "num_groups": 4}).train()
+    assert grouped(pyramid(1), SIZE).logits.isfinite().all()
+
+
 def test_several_levels_are_joined_for_a_head_of_one() -> None:
     found = head("FCNHead", in_levels=(1, -1))
     assert found.chosen == (1, 3) and found.decode.in_channels == 24 + 48

@@ -62,6 +62,13 @@ def test_packages_that_do_not_fit_are_told_from_missing_ones(monkeypatch: pytest
     monkeypatch.setattr(mmseg_bridge, "_opened", refused)
     with pytest.raises(MissingPackageError, match=r"a head: .*refuses.*MMCV==2\.2\.0.*graftwork\[mmseg\]"):
         mmseg_bridge.open_mmseg("a head")
+
+    def without_libraries() -> None:
+        raise ImportError("libGL.so.1: cannot open shared object file")
+
+    monkeypatch.setattr(mmseg_bridge, "_opened", without_libraries)
+    with pytest.raises(MissingPackageError, match=r"libGL\.so\.1.*opencv-python-headless"):
+        mmseg_bridge.open_mmseg("a head")
     monkeypatch.setattr(mmseg_bridge, "_opened", half)
     with pytest.raises(MissingPackageError, match="needs the package 'cv2'"):
         mmseg_bridge.open_mmseg("a head")
@@ -86,6 +93,8 @@ def test_every_name_has_a_configuration(kind: str) -> None:
 def test_wrong_names_and_options() -> None:
     with pytest.raises(ConfigError, match=r"unknown head 'mmseg:UperHead'; did you mean mmseg:UPerHead"):
         HEADS.get("mmseg:UperHead")
+    with pytest.raises(ConfigError, match="mmseg:Mask2FormerHead is a shell around mmdet; use mask2former"):
+        HEADS.get("mmseg:Mask2FormerHead")
     with pytest.raises(ConfigError, match="unknown head 'upernetz'; did you mean upernet"):
         HEADS.get("upernetz")
     with pytest.raises(ConfigError, match=r"model\.head\.options\.num_classes=19 follows from the data"):
