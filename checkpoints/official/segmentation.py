@@ -4,7 +4,9 @@ Origin: open-mmlab/mmsegmentation 1.2.2 (Apache-2.0): decode heads, auxiliary he
 checkpoints. Its MiT backbones (SegFormer B0 to B5) are none of ours, so of those checkpoints the head alone is of use.
 
 A surprise: mmsegmentation's Swin joins four neighbours channel by channel before it halves a map, Swin's own code (and
-timm) neighbour by neighbour, in another order; weights of that layer are permuted here.
+timm) neighbour by neighbour, in another order; weights of that layer are permuted here. Another one: it shifts windows
+on maps that are no larger than one window, where timm does not, so that with a side of up to 224 pixels the coarsest
+level of a Swin with windows of 7 differs; above that all levels are equal.
 """
 
 from __future__ import annotations
