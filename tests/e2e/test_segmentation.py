@@ -316,7 +316,7 @@ def test_a_killed_run_ends_bit_for_bit_the_same(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "metric", "least"), [("demo", "miou", 50), ("demo_panoptic", "pq", 20)])
+@pytest.mark.parametrize(("name", "metric", "least"), [("demo", "miou", 50), ("demo_panoptic", "pq", 35)])
 def test_the_demos_are_far_above_the_most_frequent_class(tmp_path, name, metric, least):
     process("fit", "--config", f"configs/segmentation/{name}.yaml", "--run.dir", tmp_path / "run", timeout=900)
     rows = {row["metric"]: row for row in json.loads((tmp_path / "run/results.json").read_text())}
