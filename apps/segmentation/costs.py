@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from apps.segmentation.models.config import HEADS
 from apps.segmentation.models.head import SegmentationHead, Targets
@@ -120,7 +121,7 @@ def parts(repeats: int, side: int = 256, device: str = "cpu") -> Iterator[Part]:
 def _open_branches(head: nn.Module) -> None:
     """Let branches that begin at zero count, as they do after training."""
     for module in head.modules():
-        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d) and not module.weight.any():
+        if isinstance(module, _BatchNorm) and module.affine and not module.weight.any():
             nn.init.constant_(module.weight, 0.1)
 
 
