@@ -100,7 +100,8 @@ class SegmentationModule(GraftModule):
     def predict_batch(self, batch: Batch) -> Prediction:
         """Classes, and segments, of whole images."""
         images: Tensor = batch["image"]
-        if self.tells_objects and self.viewer.one_view and self.config.inference.mode == "whole":
+        seen = self.config.inference
+        if self.tells_objects and self.viewer.one_view and seen.mode == "whole" and not seen.shorter_side:
             padded = continued(images)
             output = self.model(padded)  # once for both
             height, width = size_of(images)

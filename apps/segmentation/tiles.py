@@ -20,7 +20,7 @@ from torch import Tensor
 from apps.segmentation.sources import PixelSource, Span
 from apps.segmentation.windows import Scores, Viewer, resized, window_weights, windows
 from datamodules.segmentation.info import SegmentationInfo
-from graftwork.errors import ShapeError
+from graftwork.errors import ConfigError, ShapeError
 
 SCORE_BYTES = 256 << 20
 """Memory for the scores of a strip."""
@@ -210,7 +210,17 @@ def predict_labels(
         labels: [H, W] uint8; written part by part.
         device: Where the model is.
         progress: Called with the tiles that are done and those that there are.
+
+    Raises:
+        ConfigError: Images are to be brought to a size first, which tiles of them cannot be.
     """
+    if viewer.config.shorter_side:
+        raise ConfigError(
+            f"shorter_side={viewer.config.shorter_side} asks for whole images, this one of {source.height} x "
+            f"{source.width} pixels is above max_pixels={viewer.config.max_pixels}",
+            "inference",
+            "Raise --inference.max_pixels, or set --inference.shorter_side 0",
+        )
     prepare = normaliser(viewer.info)
     if viewer.config.mode == "slide" and viewer.one_view:
         options: dict[str, Any] = {"tile": viewer.crop, "stride": viewer.stride, "blend": False}

@@ -201,6 +201,7 @@ class Viewer:
         self, predict: Scores, probabilities: Probabilities, info: SegmentationInfo, config: InferenceConfig
     ) -> None:
         self.predict, self.probabilities, self.info, self.config = predict, probabilities, info, config
+        self._own = (1, 1)  # size of the images that are seen now
         self.crop = _pair(config.crop or info.crop)
         self.stride = _pair(config.stride or [max(1, side * 2 // 3) for side in self.crop])
 
@@ -266,10 +267,21 @@ class Viewer:
         return slide(self.filled, images, side, step, batch=1, blend=True)
 
     def _seen(self, images: Tensor) -> Tensor:
+        self._own = (images.shape[-2], images.shape[-1])
         if self.one_view:
-            return self.whole_or_windows(images)
+            return self._at_its_size(images)
         views = self.config.scales, self.config.flip
-        return average_of_views(self.whole_or_windows, self.probabilities, images, *views)
+        return average_of_views(self._at_its_size, self.probabilities, images, *views)
+
+    def _at_its_size(self, images: Tensor) -> Tensor:
+        """Scores from one view of images whose shorter side is brought to that of the configuration."""
+        size = images.shape[-2:]
+        if not self.config.shorter_side:
+            return self.whole_or_windows(images)
+        # relative to what a view made of the image, so that scales stay scales
+        factor = self.config.shorter_side / min(self._own)
+        seen = resized(images, [max(1, int(side * factor + 0.5)) for side in size])
+        return resized(self.whole_or_windows(seen), size)
 
     def at_once(self, size: tuple[int, int], device: torch.device) -> int:
         """Windows of a size that are seen at once; on a CPU one, because its caches hold no more."""

@@ -323,3 +323,29 @@ def test_label_files_appear_when_they_are_whole(tmp_path, name):
     assert found.sum() == 70 and [path.name for path in tmp_path.iterdir()] == [name]
     with pytest.raises(UserError, match=r"not \.jpg"), label_file(tmp_path / "labels.jpg", 5, 6):
         pass
+
+
+@pytest.mark.parametrize("scales", [(1.0,), (0.5, 1.0)])
+def test_the_shorter_side_is_brought_to_its_length_and_scores_back(scales):
+    model = Local()
+    config = InferenceConfig(shorter_side=64, scales=scales)
+    viewer = Viewer(model, lambda scores: scores.softmax(1), INFO, config)
+    images = torch.randn(1, 3, 40, 50)
+    scores = viewer.class_scores(images)
+    assert scores.shape == (1, CLASSES, 40, 50)
+    assert {shape[2:] for shape in model.seen} == {(int(64 * scale), int(80 * scale)) for scale in scales}
+    if scales == (1.0,):
+        large = F.interpolate(images, size=(64, 80), mode="bilinear")
+        full = F.interpolate(model(large), size=(64, 80), mode="bilinear")
+        torch.testing.assert_close(scores, F.interpolate(full, size=(40, 50), mode="bilinear"))
+
+
+def test_a_shorter_side_below_what_backbones_take_is_refused():
+    (problem,) = InferenceConfig(shorter_side=16).problems()
+    assert "shorter_side=16" in problem
+
+
+def test_tiles_of_an_image_that_is_to_be_resized_are_refused():
+    viewer = Viewer(Local(), lambda scores: scores.softmax(1), INFO, InferenceConfig(shorter_side=64))
+    with pytest.raises(ConfigError, match=r"shorter_side=64 .* 40 x 50 pixels"):
+        predict_labels(viewer, ArraySource(np.zeros((40, 50, 3), dtype=np.uint8)), np.zeros((40, 50), dtype=np.uint8))
