@@ -8,16 +8,16 @@ configured ``model`` with the weights that its backbone begins with.
 from __future__ import annotations
 
 import sys
-import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from apps.classification.config import ClassificationConfig
 from apps.core.cli.layers import read_yaml
+from apps.core.cli.recipe import run_recipe
 from apps.core.cli.resolve import resolve
 from apps.core.cli.words import split
-from graftwork.errors import ConfigError, UserError
+from graftwork.errors import ConfigError
 
 OPTIONS = {
     "store": "Folder to write to; one that was not finished is gone on with.",
@@ -38,16 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         Exit code: 0 done, 2 an error that the user can mend, 130 interrupted.
     """
-    words = list(sys.argv[1:] if argv is None else argv)
-    if not words or "--help" in words or "-h" in words:
-        sys.stdout.write(page() + "\n")
-        return 0
-    try:
-        return _run(words)
-    except UserError as error:
-        return _complain(str(error), 2, "--debug" in words)
-    except KeyboardInterrupt:
-        return _complain("interrupted; the same command goes on from here", 130, "--debug" in words)
+    return run_recipe(argv, page, _run, "interrupted; the same command goes on from here")
 
 
 def page() -> str:
@@ -85,14 +76,6 @@ def _whole(text: Any, option: str) -> int:
     if value < 1:
         raise ConfigError(f"{option} {text} must be a whole number, 1 or more")
     return value
-
-
-def _complain(text: str, code: int, debug: bool) -> int:
-    if debug:
-        traceback.print_exc()
-    sys.stdout.flush()
-    sys.stderr.write(f"error: {text}\n")
-    return code
 
 
 if __name__ == "__main__":

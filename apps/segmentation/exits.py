@@ -7,13 +7,13 @@ Steps B and C of ECO-M2F, see :mod:`apps.segmentation.models.early_exit`; step A
 from __future__ import annotations
 
 import sys
-import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from apps.core.cli.recipe import run_recipe
 from apps.core.cli.words import split
-from graftwork.errors import ConfigError, UserError
+from graftwork.errors import ConfigError
 
 OPTIONS = {
     "weights": "The parent: a checkpoint or a run folder of fit with --model.head.exits sample.",
@@ -35,16 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         Exit code: 0 done, 2 an error that the user can mend, 130 interrupted.
     """
-    words = list(sys.argv[1:] if argv is None else argv)
-    if not words or "--help" in words or "-h" in words:
-        sys.stdout.write(page() + "\n")
-        return 0
-    try:
-        return _run(words)
-    except UserError as error:
-        return _complain(str(error), 2, "--debug" in words)
-    except KeyboardInterrupt:
-        return _complain("interrupted", 130, "--debug" in words)
+    return run_recipe(argv, page, _run, "interrupted")
 
 
 def page() -> str:
@@ -90,14 +81,6 @@ def _number(text: Any, option: str) -> float:
     if not 0 <= value < float("inf"):
         raise ConfigError(f"{option} {text} must be a number, 0 or more")
     return value
-
-
-def _complain(text: str, code: int, debug: bool) -> int:
-    if debug:
-        traceback.print_exc()
-    sys.stdout.flush()
-    sys.stderr.write(f"error: {text}\n")
-    return code
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from apps.core.report.drawing import new_figure, show_image
 from datamodules.segmentation.info import IGNORED
+from datamodules.segmentation.sheet import coloured, outlines
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -24,18 +25,6 @@ OPACITY = 0.6
 """Of colours over an image."""
 MOST_CLASSES = 40
 """In a legend or a confusion matrix."""
-
-
-def coloured(labels: Array, palette: Palette) -> Array:
-    """Labels as colours, [H, W, 3] uint8; black where ignored.
-
-    Args:
-        labels: [H, W], 255 ignored.
-        palette: Colour of each class.
-    """
-    table = np.zeros((256, 3), dtype=np.uint8)
-    table[: len(palette)] = np.asarray(palette, dtype=np.uint8).reshape(-1, 3)
-    return table[labels.astype(np.uint8)]
 
 
 def overlay(pixels: Array, labels: Array, palette: Palette) -> Array:
@@ -52,11 +41,8 @@ def outlined(pixels: Array, segments: Array) -> Array:
         pixels: What to draw on.
         segments: Number of the segment of each pixel.
     """
-    edges = np.zeros(segments.shape, dtype=bool)
-    edges[:, 1:] |= segments[:, 1:] != segments[:, :-1]
-    edges[1:] |= segments[1:] != segments[:-1]
     drawn = (pixels.repeat(3, axis=2) if pixels.shape[2] == 1 else pixels).copy()
-    drawn[edges] = 1.0
+    drawn[outlines(segments)] = 1.0
     return drawn
 
 

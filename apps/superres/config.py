@@ -24,7 +24,7 @@ class TileConfig:
     blend: int = 8
     """Pixels over which neighbouring tiles fade into each other."""
     ensemble: bool = False
-    """Average over the eight flips and transposes of each tile: eight times the cost for about 0.1 dB."""
+    """Average over the eight flips and transposes of each tile: eight times the cost."""
 
     def problems(self) -> Iterator[str]:
         """Values out of range."""

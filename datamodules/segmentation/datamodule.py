@@ -136,7 +136,8 @@ class SegmentationData(TaskDataModule):
         from datamodules.segmentation.sheet import coloured, overlaid
 
         figure = Figure(figsize=(8, 3.2), layout="constrained")
-        pixels, colours = overlaid(sample, self.info), coloured(torch.as_tensor(sample["mask"]).numpy(), self.info)
+        mask = torch.as_tensor(sample["mask"]).numpy()
+        pixels, colours = overlaid(sample, self.info), coloured(mask, self.info.palette)
         for axis, shown, title in zip(
             figure.subplots(1, 2), (pixels, colours), (str(sample.get("name", "image")), "labels"), strict=True
         ):

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import combinations
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from datamodules.cache import cache_folder
-from datamodules.findings import Finding, Level
+from datamodules.copies import copies
+from datamodules.findings import Finding, Level, listed, sentences, several
 from datamodules.guard import CorruptSample
 from datamodules.image_reading import read_image
 from datamodules.segmentation.config import LabelledConfig
@@ -28,7 +28,7 @@ from graftwork.errors import DataError, UserError
 MOST_DECODED = 2000
 """Images of a split up to which every file is decoded; of more, evenly spread ones are."""
 
-MOST_NAMED, MOST_CLASSES = 5, 60
+MOST_CLASSES = 60
 _RARE = 0.001
 _DEEP = ("I;16", "I;16B", "I;16L", "I;16N", "I")
 
@@ -115,11 +115,11 @@ def split_findings(layout: Layout, info: SegmentationInfo, option: str = "") -> 
             mend = f"Add images and masks for {name}" + (f", or set --data.{option} val" if option else "")
             yield Finding("warning", f"there is no {name} split", mend)
     if info.panoptic:
-        names = _listed([info.classes[label] for label in info.things], MOST_CLASSES) or "none"
+        names = listed([info.classes[label] for label in info.things], MOST_CLASSES) or "none"
         yield Finding("ok", f"labels have segments; things, told apart: {names}")
     if layout.unused:
-        masks = _several(len(layout.unused), "mask", "belongs", "belong")
-        text = f"{masks} to no image: {_listed([str(path) for path in layout.unused])}"
+        masks = several(len(layout.unused), "mask", "belongs", "belong")
+        text = f"{masks} to no image: {listed([str(path) for path in layout.unused])}"
         yield Finding("warning", text, "Add the image, or remove the mask")
 
 
@@ -169,20 +169,20 @@ def file_findings(name: str, seen: Seen, images: int, config: LabelledConfig) ->
         share = "" if every <= 1 else f", one of every {every} of {images:,}"
         objects = f"; {seen.objects / seen.decoded:.1f} things per image" if seen.objects else ""
         sizes = f"{_size(smallest)} to {_size(largest)} pixels (height x width)"
-        yield Finding("ok", f"{name}: {_several(seen.decoded, 'image')} decoded{share}: {sizes}{objects}")
+        yield Finding("ok", f"{name}: {several(seen.decoded, 'image')} decoded{share}: {sizes}{objects}")
     level: Level = "warning" if config.on_corrupt == "skip" else "error"
-    yield from _sentences(level, seen.corrupt, "files that cannot be decoded")
-    yield from _sentences("error", seen.misfits, "files of labels that do not fit")
+    yield from sentences(level, seen.corrupt, "files that cannot be decoded")
+    yield from sentences("error", seen.misfits, "files of labels that do not fit")
     for kind, count in seen.kinds.items():
-        yield Finding("ok", f"{name}: {_several(count, 'image')} {kind}")
+        yield Finding("ok", f"{name}: {several(count, 'image')} {kind}")
     if seen.blank:
-        text = f"{name}: {_several(len(seen.blank), 'image', 'has', 'have')} no labelled pixel: {_listed(seen.blank)}"
+        text = f"{name}: {several(len(seen.blank), 'image', 'has', 'have')} no labelled pixel: {listed(seen.blank)}"
         yield Finding("warning", text, "Label or remove them")
     small = sum(
         count for (height, width), count in seen.sizes.items() if height < config.crop[0] or width < config.crop[1]
     )
     if name == "train" and small and config.augment.scale[1] <= 1 and not any(config.augment.resize):
-        text = f"{name}: {_several(small, 'image', 'is', 'are')} smaller than a crop of {_size(config.crop)} and padded"
+        text = f"{name}: {several(small, 'image', 'is', 'are')} smaller than a crop of {_size(config.crop)} and padded"
         yield Finding("warning", text, "Try a smaller --data.crop")
     if name != "train" and len(seen.sizes) > 1 and config.eval_batch_size > 1:
         text = (
@@ -200,15 +200,15 @@ def class_findings(seen: dict[str, Seen], info: SegmentationInfo) -> Iterator[Fi
         shares = what.pixels / total
         rows = [f"{label} {shares[place]:.2%} in {what.images[place]:,}" for place, label in enumerate(info.classes)]
         ignored = what.ignored / (total + what.ignored)
-        text = f"{name}: share of labelled pixels, and images with the class: {_listed(rows, MOST_CLASSES)}; "
+        text = f"{name}: share of labelled pixels, and images with the class: {listed(rows, MOST_CLASSES)}; "
         yield Finding("ok", f"{text}{ignored:.2%} of all pixels are ignored")
         absent = [label for place, label in enumerate(info.classes) if not what.pixels[place]]
         if absent:
             mend = "Nothing can be learnt of them" if name == "train" else "Scores say nothing about them"
-            yield Finding("warning", f"{name} has no pixel of {_listed(absent)}", mend)
+            yield Finding("warning", f"{name} has no pixel of {listed(absent)}", mend)
         rare = [label for place, label in enumerate(info.classes) if 0 < shares[place] < _RARE]
         if rare and name == "train":
-            text = f"below {_RARE:.1%} of the training pixels each: {_listed(rare)}"
+            text = f"below {_RARE:.1%} of the training pixels each: {listed(rare)}"
             yield Finding("warning", text, "Try --data.balance 0.5, or weights of classes in the loss")
         if name == "train" and what.ignored and int((what.pixels > 0).sum()) == 1:
             only = info.classes[int(what.pixels.argmax())]
@@ -222,9 +222,9 @@ def copy_findings(layout: Layout) -> Iterator[Finding]:
         one, other = ([item.image for item in layout.splits[name].items] for name in (first, second))
         shared = copies(one, other)
         if shared:
-            listed = _listed([f"{a} = {b}" for a, b in shared])
+            names = listed([f"{a} = {b}" for a, b in shared])
             verb = "is" if len(shared) == 1 else "are"
-            text = f"{_several(len(shared), 'image')} of {second} {verb} also in {first}, byte for byte: {listed}"
+            text = f"{several(len(shared), 'image')} of {second} {verb} also in {first}, byte for byte: {names}"
             yield Finding("warning", text, "Scores on copies say nothing; remove them from one of the splits")
 
 
@@ -239,45 +239,5 @@ def sheet_findings(config: LabelledConfig, layout: Layout) -> Iterator[Finding]:
         yield Finding("ok", f"some training crops with their labels: {path}")
 
 
-def copies(one: Sequence[Path], other: Sequence[Path]) -> list[tuple[Path, Path]]:
-    """Pairs of files with the same bytes, one of each list."""
-    by_size: dict[int, list[Path]] = defaultdict(list)
-    for path in one:
-        by_size[_bytes(path)].append(path)
-    found = []
-    for path in other:
-        alike = [first for first in by_size.get(_bytes(path), []) if _digest(first) == _digest(path)]
-        found += [(alike[0], path)] if alike else []
-    return found
-
-
-def _sentences(level: Level, texts: Sequence[str], what: str) -> Iterator[Finding]:
-    yield from (Finding(level, text) for text in texts[:MOST_NAMED])
-    if len(texts) > MOST_NAMED:
-        yield Finding(level, f"and {len(texts) - MOST_NAMED:,} more {what}")
-
-
-def _several(count: int, noun: str, singular: str = "", plural: str = "") -> str:
-    """``1 image is`` or ``3 images are``."""
-    verb = singular if count == 1 else plural
-    return f"{count:,} {noun}{'' if count == 1 else 's'}{f' {verb}' if verb else ''}"
-
-
 def _size(sides: tuple[int, int]) -> str:
     return f"{sides[0]} x {sides[1]}"
-
-
-def _bytes(path: Path) -> int:
-    return path.stat().st_size if path.is_file() else -1
-
-
-def _digest(path: Path) -> bytes:
-    if not path.is_file():
-        return str(path).encode()
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "blake2b").digest()
-
-
-def _listed(texts: Sequence[str], most: int = MOST_NAMED) -> str:
-    rest = f" and {len(texts) - most:,} more" if len(texts) > most else ""
-    return ", ".join(texts[:most]) + rest

@@ -5,7 +5,7 @@ Shape legend: H, W sides of an image.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +22,11 @@ IGNORED_COLOUR = (0, 0, 0)
 _TILE, _LINE = 240, 14
 
 
-def coloured(mask: NDArray[Any], info: SegmentationInfo) -> NDArray[np.uint8]:
+def coloured(mask: NDArray[Any], palette: Sequence[tuple[int, int, int]]) -> NDArray[np.uint8]:
     """Labels [H, W] as the colours of their classes, [H, W, 3]; ignored pixels are black."""
     table = np.tile(np.array(IGNORED_COLOUR, dtype=np.uint8), (256, 1))
-    table[: len(info.palette)] = info.palette
-    return table[mask]
+    table[: len(palette)] = np.asarray(palette, dtype=np.uint8).reshape(-1, 3)
+    return table[mask.astype(np.uint8)]
 
 
 def outlines(segments: NDArray[Any]) -> NDArray[np.bool_]:
@@ -50,7 +50,7 @@ def overlaid(sample: Mapping[str, Any], info: SegmentationInfo, strength: float 
     if strength:
         mask = torch.as_tensor(sample["mask"]).numpy()
         known = (mask < len(info.classes))[..., None]
-        shown = np.where(known, (1 - strength) * shown + strength * coloured(mask, info), shown)
+        shown = np.where(known, (1 - strength) * shown + strength * coloured(mask, info.palette), shown)
         if "segments" in sample:
             shown[outlines(torch.as_tensor(sample["segments"]).numpy())] = 255
     return np.asarray(shown, dtype=np.uint8)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 import shutil
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
 
 from datamodules.cache import cache_folder
-from datamodules.findings import Finding, Level
+from datamodules.copies import copies
+from datamodules.findings import Finding, Level, listed, sentences, several
 from datamodules.guard import CorruptSample
 from datamodules.superres.config import ImagesConfig
 from datamodules.superres.datamodule import find_images
@@ -24,8 +24,6 @@ from graftwork.errors import DataError, UserError
 
 MOST_DECODED = 1000
 """Images of a split up to which every file is decoded; of more, evenly spread ones are."""
-
-MOST_NAMED = 5
 
 
 @dataclass
@@ -80,16 +78,16 @@ def split_findings(layout: Layout, config: ImagesConfig) -> Iterator[Finding]:
         stored = sum(pair.degraded is not None for pair in pairs)
         origin = {0: "degraded here", len(pairs): "with degraded files"}.get(stored, f"{stored:,} with degraded files")
         cut = ", cut from the training images" if split in layout.cut else ""
-        yield Finding("ok", f"{split}: {_several(len(pairs), 'image')}{cut}, {origin}")
+        yield Finding("ok", f"{split}: {several(len(pairs), 'image')}{cut}, {origin}")
     for split in ("val", "test"):
         if split not in layout.splits and "train" in layout.splits:
             yield Finding(
                 "warning", f"there is no {split} split", f"Set --data.{split}_root to a benchmark such as Set5"
             )
     if layout.unused:
-        listed = _listed([str(path) for path in layout.unused])
-        files = _several(len(layout.unused), "degraded file", "belongs", "belong")
-        yield Finding("warning", f"{files} to no original: {listed}")
+        names = listed([str(path) for path in layout.unused])
+        files = several(len(layout.unused), "degraded file", "belongs", "belong")
+        yield Finding("warning", f"{files} to no original: {names}")
     if config.reads_pairs and config.degradation.computes and config.degradation.scale > 1:
         used = [split for split, pairs in layout.splits.items() if any(pair.degraded is None for pair in pairs)]
         if used and len(used) < len(layout.splits):
@@ -107,21 +105,21 @@ def file_findings(split: str, pairs: Sequence[Pair], config: ImagesConfig) -> It
         share = "" if every == 1 else f", one of every {every} of {len(pairs):,}"
         sizes = f"{_size(seen.smallest)} to {_size(seen.largest)} pixels (height x width)"
         kinds = ", ".join(f"{count:,} {kind}" for kind, count in seen.kinds.most_common())
-        yield Finding("ok", f"{split}: {_several(seen.decoded, 'image')} decoded{share}: {sizes}; {kinds}")
+        yield Finding("ok", f"{split}: {several(seen.decoded, 'image')} decoded{share}: {sizes}; {kinds}")
     level: Level = "warning" if config.on_corrupt == "skip" else "error"
-    yield from _sentences(level, seen.corrupt, "files that cannot be decoded")
-    yield from _sentences("error", seen.misfits, "pairs whose sizes do not fit")
+    yield from sentences(level, seen.corrupt, "files that cannot be decoded")
+    yield from sentences("error", seen.misfits, "pairs whose sizes do not fit")
     if seen.cropped:
-        text = f"{split}: {_several(len(seen.cropped), 'image', 'is', 'are')} cropped at bottom and right to fit the "
-        yield Finding("ok", f"{text}scale or pattern: {_listed(seen.cropped)}")
+        text = f"{split}: {several(len(seen.cropped), 'image', 'is', 'are')} cropped at bottom and right to fit the "
+        yield Finding("ok", f"{text}scale or pattern: {listed(seen.cropped)}")
     if seen.small:
         text = (
-            f"{split}: {_several(len(seen.small), 'image', 'is', 'are')} smaller than a patch, continued as in a mirror"
+            f"{split}: {several(len(seen.small), 'image', 'is', 'are')} smaller than a patch, continued as in a mirror"
         )
-        yield Finding("warning", f"{text}: {_listed(seen.small)}", "Try a smaller --data.patch")
+        yield Finding("warning", f"{text}: {listed(seen.small)}", "Try a smaller --data.patch")
     if seen.transparent:
-        text = f"{split}: transparent parts of {_several(len(seen.transparent), 'image')} are taken as white"
-        yield Finding("warning", f"{text}: {_listed(seen.transparent)}")
+        text = f"{split}: transparent parts of {several(len(seen.transparent), 'image')} are taken as white"
+        yield Finding("warning", f"{text}: {listed(seen.transparent)}")
 
 
 def _look(pair: Pair, config: ImagesConfig, seen: Seen, split: str) -> None:
@@ -159,22 +157,10 @@ def copy_findings(layout: Layout) -> Iterator[Finding]:
             continue
         shared = copies([pair.original for pair in one], [pair.original for pair in other])
         if shared:
-            listed = _listed([f"{a} = {b}" for a, b in shared])
+            names = listed([f"{a} = {b}" for a, b in shared])
             verb = "is" if len(shared) == 1 else "are"
-            text = f"{_several(len(shared), 'image')} of {second} {verb} also in {first}, byte for byte: {listed}"
+            text = f"{several(len(shared), 'image')} of {second} {verb} also in {first}, byte for byte: {names}"
             yield Finding("warning", text, "Scores on copies say nothing; remove them from one of the splits")
-
-
-def copies(one: Sequence[Path], other: Sequence[Path]) -> list[tuple[Path, Path]]:
-    """Pairs of files with the same bytes, one of each list."""
-    by_size: dict[int, list[Path]] = defaultdict(list)
-    for path in one:
-        by_size[_bytes(path)].append(path)
-    found = []
-    for path in other:
-        alike = [first for first in by_size.get(_bytes(path), []) if _digest(first) == _digest(path)]
-        found += [(alike[0], path)] if alike else []
-    return found
 
 
 def cache_findings(layout: Layout, config: ImagesConfig) -> Iterator[Finding]:
@@ -194,31 +180,5 @@ def cache_findings(layout: Layout, config: ImagesConfig) -> Iterator[Finding]:
         yield Finding("ok", text)
 
 
-def _sentences(level: Level, texts: Sequence[str], what: str) -> Iterator[Finding]:
-    yield from (Finding(level, text) for text in texts[:MOST_NAMED])
-    if len(texts) > MOST_NAMED:
-        yield Finding(level, f"and {len(texts) - MOST_NAMED:,} more {what}")
-
-
-def _several(count: int, noun: str, singular: str = "", plural: str = "") -> str:
-    """``1 image is`` or ``3 images are``."""
-    verb = singular if count == 1 else plural
-    return f"{count:,} {noun}{'' if count == 1 else 's'}{f' {verb}' if verb else ''}"
-
-
 def _size(sides: tuple[int, int]) -> str:
     return f"{sides[0]} x {sides[1]}"
-
-
-def _bytes(path: Path) -> int:
-    return path.stat().st_size if path.is_file() else -1
-
-
-def _digest(path: Path) -> bytes:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "blake2b").digest()
-
-
-def _listed(texts: Sequence[str], most: int = MOST_NAMED) -> str:
-    rest = f" and {len(texts) - most:,} more" if len(texts) > most else ""
-    return ", ".join(texts[:most]) + rest

@@ -279,7 +279,7 @@ class TrunkConfig:
     width: int = 64
     """Features around the trunk."""
     stride: int = 1
-    """Input pixels per position of its finest level, 1, 2 or 4; 2 costs a quarter, 4 a sixteenth."""
+    """Input pixels per position of its finest level, 1, 2 or 4; 2 and 4 make the trunk cheaper."""
     levels: int = 3
     """Levels of the trunk that are used, from the finest on; each has half the resolution of the one before."""
     upsampler: Upsampler = "auto"
