@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from backbones.image_size import image_size
 from backbones.tables import print_table, ratio_cells, write_rows
 from backbones.vision.config import BACKBONES, TIMM
 from backbones.vision.variants import FAMILIES, VARIANTS
@@ -114,7 +115,7 @@ def _list_more(families: Sequence[str]) -> None:
 def _show(options: argparse.Namespace) -> None:
     config_class = BACKBONES.get(options.name)
     facts = getattr(config_class(), "facts", None)
-    height, width = _size(options.size or str(facts.image_size if facts else 224))
+    height, width = image_size(options.size or str(facts.image_size if facts else 224), "--size", 32, "224")
 
     from backbones.vision.measure import count, structure
 
@@ -166,7 +167,7 @@ def _field_docs(config_class: type) -> Mapping[str, str]:
 
 
 def _benchmark(options: argparse.Namespace) -> None:
-    height, width = _size(options.size)
+    height, width = image_size(options.size, "--size", 32, "224")
     for name in ("batch", "repeats"):
         if getattr(options, name) < 1:
             raise ConfigError(f"--{name} {getattr(options, name)} must be at least 1")
@@ -225,16 +226,6 @@ def _print_benchmark(rows: Sequence[Mapping[str, Any]], setting: Any, threads: s
     how = ", ".join([f"batch {setting.batch}", setting.dtype, setting.device, threads])
     compiled = ", compiled" if setting.compiled else ""
     print_table(names, cells, f"Forward pass at {setting.height} x {setting.width}, {how}{compiled}")
-
-
-def _size(text: str) -> tuple[int, int]:
-    match = re.fullmatch(r"(\d+)(?:x(\d+))?", text)
-    sides = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
-    if min(sides) < 32:
-        raise ConfigError(
-            f"--size {text} must be a side or height x width of at least 32 pixels", mend="Try --size 224"
-        )
-    return sides
 
 
 def _device(name: str) -> str:

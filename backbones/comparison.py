@@ -32,6 +32,57 @@ class Memory(NamedTuple):
     exponent: float
 
 
+class Part(NamedTuple):
+    """A part of a model in two forms.
+
+    Attributes:
+        name: What it is.
+        fast_ms: Median of the fast form.
+        literal_ms: Median of the literal one.
+        ratio: literal / fast, the median over paired runs.
+        ratio_min: Smallest.
+        ratio_max: Largest.
+        fast_mib: Peak memory of the fast form.
+        literal_mib: Peak memory of the literal one.
+        difference: Largest difference of the results, by the largest number in them.
+    """
+
+    name: str
+    fast_ms: float
+    literal_ms: float
+    ratio: float
+    ratio_min: float
+    ratio_max: float
+    fast_mib: float
+    literal_mib: float
+    difference: float
+
+
+def compare_forms(
+    name: str, fast: Callable[[], Any], literal: Callable[[], Any], repeats: int, *, of: Callable[[Any], Tensor]
+) -> Part:
+    """Measure two forms in turns.
+
+    Args:
+        name: What they are forms of.
+        fast: One call of the fast form.
+        literal: One call of the other.
+        repeats: Measured calls of each.
+        of: From a result to the tensor that the forms are compared by.
+    """
+    timings = measure({"fast": fast, "literal": literal}, repeats=repeats)
+    ours, plain = of(fast()), of(literal())
+    return Part(
+        name,
+        timings["fast"].p50 * 1e3,
+        timings["literal"].p50 * 1e3,
+        *ratio(timings["literal"], timings["fast"]),
+        peak_memory(fast) / 2**20,
+        peak_memory(literal) / 2**20,
+        float((ours - plain).abs().max() / plain.abs().max().clamp(min=1e-12)),
+    )
+
+
 def compare(name: str, call: Callable[[str], Any], repeats: int = 5) -> Speed:
     """Time ``call("auto")`` and ``call("math")`` in turns, after a warm-up of each."""
     timings = measure({"fast": lambda: call("auto"), "math": lambda: call("math")}, repeats=repeats)

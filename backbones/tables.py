@@ -15,7 +15,7 @@ WIDE = 180
 """Characters of a line in files and pipes."""
 
 if TYPE_CHECKING:
-    from backbones.comparison import Memory, Speed
+    from backbones.comparison import Memory, Part, Speed
 
 
 def print_speeds(rows: Sequence[Speed], title: str) -> None:
@@ -38,6 +38,24 @@ def print_memories(rows: Sequence[Memory], title: str) -> None:
         return
     names = ("operator", *[f"{length:,}" for length in rows[0].lengths], "growth")
     cells = [(row.name, *[f"{peak / 2**20:.1f}" for peak in row.bytes], f"{row.exponent:.2f}") for row in rows]
+    print_table(names, cells, title)
+
+
+def print_parts(rows: Sequence[Part], title: str) -> None:
+    """Time, memory and difference of two forms, a row per part."""
+    names = ("part", "fast ms", "literal ms", "ratio", "range", "fast MiB", "literal MiB", "difference")
+    cells = [
+        (
+            row.name,
+            f"{row.fast_ms:.1f}",
+            f"{row.literal_ms:.1f}",
+            *ratio_cells(row.ratio, row.ratio_min, row.ratio_max),
+            f"{row.fast_mib:.1f}",
+            f"{row.literal_mib:.1f}",
+            f"{row.difference:.0e}",
+        )
+        for row in rows
+    ]
     print_table(names, cells, title)
 
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from apps.segmentation.models.config import HEADS
-from backbones.tables import print_table, ratio_cells, write_rows
+from backbones.image_size import image_size
+from backbones.tables import print_parts, print_table, write_rows
 from backbones.vision.config import BACKBONES
 from graftwork.errors import ConfigError, UserError
 
@@ -44,7 +43,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(options: argparse.Namespace) -> None:
-    height, width = _size(options.size)
+    height, width = image_size(options.size, "--size", 32, "512")
     if options.repeats < 1:
         raise ConfigError(f"--repeats {options.repeats} must be at least 1")
     for name in options.backbones:
@@ -61,7 +60,7 @@ def _run(options: argparse.Namespace) -> None:
     place = f"{options.device}, {torch.get_num_threads()} threads, torch {torch.__version__}"
     if options.parts:
         parts = list(costs.parts(options.repeats, max(height, width), options.device))
-        _print_parts(parts, place)
+        print_parts(parts, place)
         write_rows([part._asdict() for part in parts], options.output)
         return
     pairs = [(backbone, head) for backbone in options.backbones for head in options.heads]
@@ -81,33 +80,6 @@ def _run(options: argparse.Namespace) -> None:
     ]
     print_table(names, cells, f"One image of {height} x {width}, {costs.CLASSES} classes; {place}")
     write_rows([row._asdict() for row in rows], options.output)
-
-
-def _print_parts(rows: Sequence[Any], title: str) -> None:
-    names = ("part", "fast ms", "literal ms", "ratio", "range", "fast MiB", "literal MiB", "difference")
-    cells = [
-        (
-            row.name,
-            f"{row.fast_ms:.1f}",
-            f"{row.literal_ms:.1f}",
-            *ratio_cells(row.ratio, row.ratio_min, row.ratio_max),
-            f"{row.fast_mib:.1f}",
-            f"{row.literal_mib:.1f}",
-            f"{row.difference:.0e}",
-        )
-        for row in rows
-    ]
-    print_table(names, cells, title)
-
-
-def _size(text: str) -> tuple[int, int]:
-    match = re.fullmatch(r"(\d+)(?:x(\d+))?", text)
-    sides = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
-    if min(sides) < 32:
-        raise ConfigError(
-            f"--size {text} must be a side or height x width of at least 32 pixels", mend="Try --size 512"
-        )
-    return sides
 
 
 if __name__ == "__main__":

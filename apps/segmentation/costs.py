@@ -15,7 +15,8 @@ from apps.segmentation.models.info import HeadInfo
 from apps.segmentation.models.kmax_clusters import update_benchmark
 from apps.segmentation.models.segmenter import Segmenter
 from backbones.attention import dispatch
-from backbones.timing import measure, peak_memory, ratio
+from backbones.comparison import Part, compare_forms
+from backbones.timing import measure, peak_memory
 from backbones.vision.create import create_backbone
 from backbones.vision.measure import multiplications
 
@@ -46,20 +47,6 @@ class Cost(NamedTuple):
     fastest_ms: float
     slowest_ms: float
     memory_mib: float
-
-
-class Part(NamedTuple):
-    """A part in both forms: milliseconds, MiB, the ratio literal / fast, and the largest relative difference."""
-
-    name: str
-    fast_ms: float
-    literal_ms: float
-    ratio: float
-    ratio_min: float
-    ratio_max: float
-    fast_mib: float
-    literal_mib: float
-    difference: float
 
 
 def cost(backbone: str, head: str, height: int, width: int, repeats: int, device: str = "cpu") -> Cost:
@@ -166,18 +153,7 @@ def _inference(call: Callable[[], Any]) -> Callable[[], Any]:
 
 
 def _part(name: str, fast: Callable[[], Any], literal: Callable[[], Any], repeats: int) -> Part:
-    timings = measure({"fast": fast, "literal": literal}, repeats=repeats)
-    ours, plain = _first(fast()), _first(literal())
-    difference = float((ours - plain).abs().max() / plain.abs().max().clamp(min=1e-12))
-    return Part(
-        name,
-        timings["fast"].p50 * 1e3,
-        timings["literal"].p50 * 1e3,
-        *ratio(timings["literal"], timings["fast"]),
-        peak_memory(fast) / 2**20,
-        peak_memory(literal) / 2**20,
-        difference,
-    )
+    return compare_forms(name, fast, literal, repeats, of=_first)
 
 
 def _first(result: Any) -> Tensor:

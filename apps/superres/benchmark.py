@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from apps.superres.models.config import MODELS
-from backbones.tables import print_table, ratio_cells, write_rows
+from backbones.image_size import image_size
+from backbones.tables import print_parts, print_table, ratio_cells, write_rows
 from graftwork.errors import ConfigError, UserError
 
 
@@ -39,7 +39,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(options: argparse.Namespace) -> None:
-    sizes = [_size(text) for text in options.sizes]
+    sizes = [image_size(text, "--sizes", 1, "64x64") for text in options.sizes]
     for name in ("scale", "repeats"):
         if getattr(options, name) < 1:
             raise ConfigError(f"--{name} {getattr(options, name)} must be at least 1")
@@ -55,7 +55,7 @@ def _run(options: argparse.Namespace) -> None:
     place = f"{options.device}, {torch.get_num_threads()} threads, torch {torch.__version__}"
     if options.parts:
         parts = costs.parts(options.repeats, options.device)
-        _print_parts(parts, place)
+        print_parts(parts, place)
         write_rows([part._asdict() for part in parts], options.output)
         return
     rows = []
@@ -78,31 +78,6 @@ def _print_costs(rows: Sequence[Any], title: str) -> None:
             cell += [*ratio_cells(row.ratio, row.ratio_min, row.ratio_max), f"{row.difference:.0e}"]
         cells.append(cell)
     print_table(names, cells, title)
-
-
-def _print_parts(rows: Sequence[Any], title: str) -> None:
-    names = ("part", "fast ms", "literal ms", "ratio", "range", "fast MiB", "literal MiB", "difference")
-    cells = [
-        (
-            row.name,
-            f"{row.fast_ms:.1f}",
-            f"{row.literal_ms:.1f}",
-            *ratio_cells(row.ratio, row.ratio_min, row.ratio_max),
-            f"{row.fast_mib:.1f}",
-            f"{row.literal_mib:.1f}",
-            f"{row.difference:.0e}",
-        )
-        for row in rows
-    ]
-    print_table(names, cells, title)
-
-
-def _size(text: str) -> tuple[int, int]:
-    match = re.fullmatch(r"(\d+)(?:x(\d+))?", text)
-    sides = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
-    if min(sides) < 1:
-        raise ConfigError(f"--sizes {text} must be a side or height x width", mend="Try --sizes 64x64")
-    return sides
 
 
 if __name__ == "__main__":

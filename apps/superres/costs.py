@@ -16,6 +16,7 @@ from apps.superres.models.info import ImageInfo
 from apps.superres.models.maxim import MAXIM
 from apps.superres.models.network import inference_form
 from apps.superres.models.trunk import TrunkRestorer
+from backbones.comparison import Part, compare_forms
 from backbones.timing import measure, peak_memory, ratio
 from backbones.vision.measure import multiplications
 
@@ -124,33 +125,14 @@ def costs(found: Network, repeats: int) -> Iterator[Cost]:
         yield Cost(*facts, rival, timings[rival].p50 * 1e3, memory[rival], *paired, difference)
 
 
-class Part(NamedTuple):
-    """A part of a network in both forms: milliseconds, MiB, the ratio literal / fast, and the largest difference."""
-
-    name: str
-    fast_ms: float
-    literal_ms: float
-    ratio: float
-    ratio_min: float
-    ratio_max: float
-    fast_mib: float
-    literal_mib: float
-    difference: float
-
-
 def parts(repeats: int, device: str = "cpu") -> list[Part]:
     """The parts that decide: window attention of HAT-S, and dynamic convolution of DLGSANet."""
     return [_part(name, run, repeats) for name, run in (*_windows(device), *_dynamic(device))]
 
 
-def _part(name: str, run: Callable[[str], Any], repeats: int) -> Part:
-    calls = {form: _without_gradient(run, form) for form in ("fast", "literal")}
-    timings = measure(calls, repeats=repeats)
-    fast, plain = timings["fast"], timings["literal"]
-    mib = {form: peak_memory(call) / 2**20 for form, call in calls.items()}
-    difference = float((calls["fast"]() - calls["literal"]()).abs().max())
-    paired = ratio(plain, fast)
-    return Part(name, fast.p50 * 1e3, plain.p50 * 1e3, *paired, mib["fast"], mib["literal"], difference)
+def _part(name: str, run: Callable[[str], Tensor], repeats: int) -> Part:
+    fast, literal_form = (_without_gradient(run, form) for form in ("fast", "literal"))
+    return compare_forms(name, fast, literal_form, repeats, of=lambda result: result)
 
 
 def _without_gradient(run: Callable[[str], Tensor], form: str) -> Callable[[], Tensor]:
