@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from datamodules.guard import CorruptSample
 from graftwork.errors import DataError
@@ -47,7 +47,7 @@ def read_image(path: Path, channels: int = 3) -> Image.Image:
             stored.load()
             image = ImageOps.exif_transpose(stored)
     except Exception as error:  # the decoders raise a dozen kinds, each of which means a damaged file
-        raise CorruptSample(f"cannot be decoded: {_first_line(error)}", str(path), MEND) from error
+        raise CorruptSample(f"cannot be decoded: {first_line(error)}", str(path), MEND) from error
     if image.mode == "I" and stored.format in ("PNG", "PPM"):  # 16 bits in the file
         image = _eight_bit(image)
     return to_mode(image, channels, str(path))
@@ -66,9 +66,9 @@ def upright_size(path: Path) -> tuple[int, int]:
             turned = image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
     except OSError as error:
         what = "cannot be decoded" if path.is_file() else "cannot be read"
-        raise CorruptSample(f"{what}: {error.strerror or _first_line(error)}", str(path), MEND) from error
+        raise CorruptSample(f"{what}: {error.strerror or first_line(error)}", str(path), MEND) from error
     except Exception as error:  # as above
-        raise CorruptSample(f"cannot be decoded: {_first_line(error)}", str(path), MEND) from error
+        raise CorruptSample(f"cannot be decoded: {first_line(error)}", str(path), MEND) from error
     return (width, height) if turned else (height, width)
 
 
@@ -140,5 +140,8 @@ def _on_white(image: Image.Image) -> Image.Image:
     return Image.alpha_composite(white, opaque).convert("RGB")
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """What a decoder says, in one line, without the names of its own objects."""
+    if isinstance(error, UnidentifiedImageError):
+        return "it is no image of a known format"
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

@@ -243,8 +243,7 @@ def open_mask(path: Path) -> Image.Image:
             image = Image.open(io.BytesIO(content))
             image.load()
     except Exception as error:  # the decoders raise a dozen kinds, each of which means a damaged file
-        text = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
-        raise CorruptSample(f"cannot be decoded: {text}", str(path), MEND) from error
+        raise CorruptSample(f"cannot be decoded: {first_line(error)}", str(path), MEND) from error
     if image.format == "JPEG":
         raise DataError("is a JPEG file, which changes numbers and colours", str(path), "Save masks as PNG files")
     return image

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageCms, UnidentifiedImageError
 
 from datamodules.guard import CorruptSample
+from datamodules.image_reading import first_line
 from datamodules.superres.image_metadata import Metadata, metadata_of, orientation_of
 from graftwork.errors import UserError, missing_package
 
@@ -75,7 +76,7 @@ def decode(path: Path) -> Decoded:
     except UserError:
         raise
     except Exception as error:  # the decoders raise a dozen kinds, each of which means a damaged file
-        raise CorruptSample(f"cannot be decoded: {_first_line(error)}", str(path), MEND) from error
+        raise CorruptSample(f"cannot be decoded: {first_line(error)}", str(path), MEND) from error
 
 
 def image_size(path: Path) -> tuple[int, int]:
@@ -91,7 +92,7 @@ def image_size(path: Path) -> tuple[int, int]:
             turned = orientation_of(image) > 4 and image.format != "TIFF"  # there Pillow gives the size upright
             return (width, height) if turned else (height, width)
     except Exception as error:
-        raise CorruptSample(f"cannot be read: {_first_line(error)}", str(path), MEND) from error
+        raise CorruptSample(f"cannot be read: {first_line(error)}", str(path), MEND) from error
 
 
 def _decoded(content: bytes, where: str) -> Decoded:
@@ -219,7 +220,3 @@ def _tiff() -> Any:
     except ImportError as error:
         raise missing_package("tifffile", "vision", "an image of 16 bits per channel") from error
     return tifffile
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

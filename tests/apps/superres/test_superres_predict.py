@@ -153,7 +153,11 @@ def truncated(path: Path) -> None:
     [
         ("film.gif", animated, r"film\.gif: is an animation of 3"),
         ("cut.png", truncated, r"cut\.png"),
-        ("text.png", lambda path: path.write_text("no image"), r"text\.png: cannot be decoded"),
+        (
+            "text.png",
+            lambda path: path.write_text("no image"),
+            r"text\.png: cannot be decoded: it is no image of a known format\. Leave",
+        ),
         ("empty.png", lambda path: path.write_bytes(b""), r"empty\.png: is an empty file"),
         ("folder", lambda path: path.mkdir(), r"folder: has no images; expected \.jpg"),
     ],
