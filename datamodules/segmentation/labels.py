@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from datamodules.guard import CorruptSample
+from datamodules.image_reading import first_line
 from datamodules.segmentation.classes import ClassTable, Colour
 from datamodules.segmentation.info import IGNORED
 from datamodules.segmentation.layout import Item

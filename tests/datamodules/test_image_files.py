@@ -103,7 +103,7 @@ def jpeg(quality: int = 90) -> bytes:
 
 CORRUPT = {
     "empty": (b"", "is an empty file"),
-    "text": (b"this is no image", "cannot be decoded: cannot identify image file"),
+    "text": (b"this is no image", "cannot be decoded: it is no image of a known format"),
     "cut short": (jpeg()[:-1500], "cannot be decoded: image file is truncated"),
     "png header alone": (b"\x89PNG\r\n\x1a\n", "cannot be decoded"),
 }
