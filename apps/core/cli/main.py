@@ -14,6 +14,7 @@ from apps.core.cli.layers import read_yaml, stack, unflatten
 from apps.core.cli.places import explained, run_config
 from apps.core.cli.resolve import resolve, to_yaml
 from apps.core.cli.words import Words, split
+from apps.core.run.processes import leave_group
 from apps.core.task import VERBS, Task, VerbOptions
 from graftwork.errors import ConfigError, UserError
 from graftwork.names import unknown
@@ -123,5 +124,7 @@ def _stored_config(task: Task, words: Words) -> dict[str, Any] | None:
 def run(task: Task) -> None:
     """Run the verb named on the process's command line and exit with its code."""
     code = main(task)
+    if code == 0:  # a run that failed may have calls under way that nobody answers
+        leave_group()
     sys.stdout.flush()
     sys.exit(code)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 
 RUN_DIR = "GRAFTWORK_RUN_DIR"
 """Set by the first process for those that it starts: the folder of the run."""
@@ -31,3 +32,14 @@ def shared_stamp() -> str:
         return f"slurm-{os.environ['SLURM_JOB_ID']}"
     launch = os.environ.get("TORCHELASTIC_RUN_ID", "none")
     return "" if launch == "none" else f"torchrun-{launch}"
+
+
+def leave_group() -> None:
+    """Take this process out of the group of a finished run, if it is in one.
+
+    A thread of the group may still hold the last tensor that was sent. Were it let go while the interpreter shuts down,
+    the process would abort, and the launcher would take the whole run for a failure.
+    """
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
