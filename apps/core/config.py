@@ -27,6 +27,8 @@ class OptimConfig:
     layer_decay: float = 1.0
     """Factor of the learning rate from each layer of a vision backbone to the one before it; 1 is off, fine-tuning
     takes 0.65 to 0.9."""
+    backbone_factor: float = 1.0
+    """Factor of the learning rate of vision backbones; fine-tuning with a new decoder often takes 0.1."""
 
     def problems(self) -> Iterator[str]:
         """Values out of range."""
@@ -42,19 +44,23 @@ class OptimConfig:
             yield f"clip_norm={self.clip_norm} must be 0 (off) or more"
         if not 0 < self.layer_decay <= 1:
             yield f"layer_decay={self.layer_decay} must be above 0 and up to 1 (off)"
+        if not 0 < self.backbone_factor < math.inf:
+            yield f"backbone_factor={self.backbone_factor} must be above 0; model.backbone.freeze trains none of it"
 
 
 @dataclass(kw_only=True)
 class ScheduleConfig:
     """Learning rate over the run: a linear warm-up, then the named curve."""
 
-    name: Literal["constant", "cosine", "step", "halving"] = "cosine"
-    """Curve: cosine to min_factor, step at milestones, or halving every epoch after the second (long-term forecasting's
-    'type1')."""
+    name: Literal["constant", "cosine", "poly", "step", "halving"] = "cosine"
+    """Curve: cosine or a power of what is left of all steps (poly) down to min_factor, step at milestones, or halving
+    every epoch after the second (long-term forecasting's 'type1')."""
     warmup_steps: int = 0
     """Optimiser steps of linear warm-up."""
     min_factor: float = 0.0
-    """Factor of the peak that the cosine ends at."""
+    """Factor of the peak that cosine and poly end at."""
+    power: float = 0.9
+    """Exponent of 'poly'; 1 is a straight line."""
     milestones: tuple[int, ...] = ()
     """Epochs after which 'step' multiplies by gamma."""
     gamma: float = 0.1
@@ -66,6 +72,8 @@ class ScheduleConfig:
             yield f"warmup_steps={self.warmup_steps} must be 0 or more"
         if self.name == "step" and not self.milestones:
             yield "name=step needs milestones, for example --schedule.milestones [6,9]"
+        if not 0 < self.power < math.inf:
+            yield f"power={self.power} must be above 0"
 
 
 @dataclass(kw_only=True)

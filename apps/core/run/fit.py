@@ -36,6 +36,8 @@ from graftwork.errors import ConfigError, UserError, WeightsError
 
 log = logging.getLogger(__name__)
 
+GROUPING = ("optim.layer_decay", "optim.backbone_factor")
+"""Options by which parameters come into groups, which a checkpoint of the optimiser must fit."""
 # sections that a resumed run may change without a word
 _FREE = ("run.", "log.", "checkpoint.", "trainer.", "published")
 
@@ -166,7 +168,7 @@ def _check_same(checkpoint: Path, task: Task, module: GraftModule) -> None:
     sizes = {f"data.{key}" for key in (*(meta.info or {}), *CHOSEN)}
     fixed = {"model": [text for key, text in changed.items() if key.startswith("model.")]}
     fixed["data"] = [text for key, text in changed.items() if key in sizes]
-    fixed["optim"] = [text for key, text in changed.items() if key == "optim.layer_decay"]  # it groups the parameters
+    fixed["optim"] = [text for key, text in changed.items() if key in GROUPING]
     for section, texts in fixed.items():
         if texts:
             mend = f"Resume with the same {section}, or start a new run"

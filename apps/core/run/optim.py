@@ -15,7 +15,7 @@ from backbones.vision.base import VisionBackbone
 
 
 def parameter_groups(
-    model: nn.Module, weight_decay: float, lr: float = 1e-3, layer_decay: float = 1.0
+    model: nn.Module, weight_decay: float, lr: float = 1e-3, layer_decay: float = 1.0, backbone_factor: float = 1.0
 ) -> list[dict[str, Any]]:
     """Trainable parameters by what they are decayed by and how fast they learn.
 
@@ -28,13 +28,14 @@ def parameter_groups(
         lr: Learning rate of the last layers.
         layer_decay: Factor of the learning rate from each layer of a vision backbone to the one before it, see
             :func:`layer_scales`.
+        backbone_factor: Factor of the learning rate of all of a vision backbone.
 
     Returns:
         Groups for a torch optimiser with ``params``, ``weight_decay`` and ``lr``; empty ones are left out.
     """
     kept = [module for module in model.modules() if isinstance(module, nn.Embedding) or "Norm" in type(module).__name__]
     undecayed = {id(parameter) for module in kept for parameter in module.parameters(recurse=False)}
-    scales = layer_scales(model, layer_decay)
+    scales = layer_scales(model, layer_decay, backbone_factor)
     groups: dict[tuple[float, bool], list[nn.Parameter]] = {(1.0, True): [], (1.0, False): []}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
@@ -48,32 +49,33 @@ def parameter_groups(
     ]
 
 
-def layer_scales(model: nn.Module, decay: float) -> dict[str, float]:
+def layer_scales(model: nn.Module, decay: float, factor: float = 1.0) -> dict[str, float]:
     """Factor of the learning rate of every parameter inside a vision backbone; other parameters learn at full rate.
 
-    Layer number l of a backbone with D layers (the stem is number 0) gets ``decay ** (D - l)``, so that what lies
-    outside the backbone counts as layer D.
+    Layer number l of a backbone with D layers (the stem is number 0) gets ``factor * decay ** (D - l)``, so that what
+    lies outside the backbone counts as layer D.
 
     Args:
         model: Any model; backbones are found wherever they are in it.
-        decay: Factor per layer, in (0, 1]; 1 gives an empty result.
+        decay: Factor per layer, in (0, 1].
+        factor: Of all layers; 1 and a decay of 1 give an empty result.
 
     Source: Clark et al. 2020, "ELECTRA", appendix A; for images Bao et al. 2021, "BEiT".
     """
-    if decay == 1:
+    if decay == factor == 1:
         return {}
     scales = {}
     for path, module in model.named_modules():
         if isinstance(module, VisionBackbone):
             prefix, depth = f"{path}." if path else "", module.depth
             for name, _ in module.named_parameters():
-                scales[prefix + name] = decay ** (depth - module.layer_of(name))
+                scales[prefix + name] = factor * decay ** (depth - module.layer_of(name))
     return scales
 
 
 def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
     """The configured optimiser over the groups of ``model``."""
-    groups = parameter_groups(model, config.weight_decay, config.lr, config.layer_decay)
+    groups = parameter_groups(model, config.weight_decay, config.lr, config.layer_decay, config.backbone_factor)
     if config.name == "sgd":
         return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum)
     kinds: dict[str, Callable[..., torch.optim.Optimizer]] = {
@@ -98,7 +100,8 @@ def learning_rate_factor(config: ScheduleConfig, total_steps: int, steps_per_epo
 
     def factor(step: int) -> float:
         if step < config.warmup_steps:
-            return (step + 1) / config.warmup_steps
+            below = curve(step) if config.name == "poly" else 1.0
+            return below * (step + 1) / config.warmup_steps
         return curve(step)
 
     return factor
@@ -113,6 +116,13 @@ def _curve(config: ScheduleConfig, total_steps: int, steps_per_epoch: int) -> Ca
             return config.min_factor + (1 - config.min_factor) * (1 + math.cos(math.pi * done)) / 2
 
         return cosine
+    if config.name == "poly":
+
+        def poly(step: int) -> float:  # of all steps, so that it does not start anew after the warm-up
+            left = max(0.0, 1 - step / max(1, total_steps))
+            return config.min_factor + (1 - config.min_factor) * left**config.power
+
+        return poly
     if config.name == "step":
         milestones = sorted(config.milestones)
         return lambda step: config.gamma ** bisect_right(milestones, step // steps_per_epoch)

@@ -67,6 +67,16 @@ def test_cosine_goes_from_the_peak_to_its_floor():
     assert factor(4) == pytest.approx(0.1 + 0.9 * (1 + math.cos(math.pi / 5)) / 2)
 
 
+def test_poly_is_a_power_of_what_is_left_of_all_steps():
+    factor = learning_rate_factor(ScheduleConfig(name="poly", warmup_steps=2, min_factor=0.1, power=2.0), 10, 4)
+    assert factor(0) == 0.5
+    assert factor(2) == pytest.approx(0.1 + 0.9 * 0.64)
+    assert factor(1) == pytest.approx(0.1 + 0.9 * 0.81)
+    assert factor(5) == pytest.approx(0.1 + 0.9 * 0.25)
+    assert factor(10) == pytest.approx(0.1) == factor(1000)
+    assert rates(4, 1, name="poly", power=1.0) == pytest.approx([1, 0.75, 0.5, 0.25])
+
+
 class Block(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -95,6 +105,15 @@ def test_layers_of_a_backbone_learn_slower_the_nearer_they_are_to_the_image():
     assert sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
 
 
+def test_backbones_learn_at_a_rate_of_their_own():
+    model = nn.ModuleDict({"backbone": Backbone(), "head": nn.Linear(2, 2)})
+    rates = {name: g["lr"] for g in parameter_groups(model, 0.1, 2.0, backbone_factor=0.1) for name in names(model, g)}
+    assert all(rate == pytest.approx(0.2 if name.startswith("backbone.") else 2.0) for name, rate in rates.items())
+    both = parameter_groups(model, 0.1, 1.0, layer_decay=0.5, backbone_factor=0.1)
+    (stem,) = {group["lr"] for group in both if "backbone.stem.weight" in names(model, group)}
+    assert stem == pytest.approx(0.1 * 0.5**5)
+
+
 def test_without_layer_decay_there_are_two_groups():
     assert len(parameter_groups(nn.ModuleDict({"backbone": Backbone(), "head": nn.Linear(2, 2)}), 0.1)) == 2
 
@@ -102,3 +121,4 @@ def test_without_layer_decay_there_are_two_groups():
 def test_layer_decay_out_of_range_is_named():
     assert list(OptimConfig(layer_decay=0.0).problems()) == ["layer_decay=0.0 must be above 0 and up to 1 (off)"]
     assert list(OptimConfig(layer_decay=1.5).problems())
+    assert list(OptimConfig(backbone_factor=0.0).problems()) and list(ScheduleConfig(power=0.0).problems())
