@@ -9,18 +9,22 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from apps.segmentation.models.config import HEADS
+from apps.segmentation.models.config import HEADS, SegmenterConfig
 from apps.segmentation.models.head import SegmentationHead, Targets
 from apps.segmentation.models.info import HeadInfo
 from apps.segmentation.models.kmax_clusters import update_benchmark
-from apps.segmentation.models.segmenter import Segmenter
+from apps.segmentation.models.segmenter import Segmenter, build_segmenter
 from backbones.attention import dispatch
 from backbones.comparison import Part, compare_forms
 from backbones.timing import measure, peak_memory
-from backbones.vision.create import create_backbone
+from backbones.vision.config import BACKBONES
 from backbones.vision.measure import multiplications
+from datamodules.segmentation.info import SegmentationInfo
 
 CLASSES = 150
+DATA = SegmentationInfo(
+    classes=tuple(map(str, range(CLASSES))), palette=((0, 0, 0),) * CLASSES, things=(1, 2), panoptic=True
+)
 WIDTHS = (96, 192, 384, 768)
 """Channels of Swin-T, whose levels the heads are measured on."""
 
@@ -52,9 +56,8 @@ class Cost(NamedTuple):
 def cost(backbone: str, head: str, height: int, width: int, repeats: int, device: str = "cpu") -> Cost:
     """Measure a prediction of one image."""
     torch.manual_seed(0)
-    trunk = create_backbone(backbone, output_norms=True)
-    info = HeadInfo(channels=tuple(trunk.channels), strides=tuple(trunk.strides), classes=CLASSES, things=(1, 2))
-    model = Segmenter(trunk, HEADS.get(head)().build(info)).to(device).eval().requires_grad_(False)
+    config = SegmenterConfig(backbone=BACKBONES.get(backbone)(), head=HEADS.get(head)())
+    model = build_segmenter(config, DATA).to(device).eval().requires_grad_(False)
     images = torch.randn(1, 3, height, width, generator=torch.Generator().manual_seed(1)).to(device)
     call = _inference(lambda: model.class_scores(images))
     timing = measure({"fast": call}, repeats=repeats)["fast"]

@@ -19,7 +19,7 @@ from apps.segmentation.models.blocks import AuxiliaryHead, ConvBody, NormKind, c
 from apps.segmentation.models.head import PixelHead, PixelOutput, Size, Targets
 from apps.segmentation.models.info import HeadInfo
 from apps.segmentation.models.pixel_config import PixelHeadConfig
-from graftwork.errors import ConfigError, ShapeError
+from graftwork.errors import ConfigError
 
 
 class DecodeHead(PixelHead):
@@ -62,13 +62,19 @@ class DecodeHead(PixelHead):
         weights = torch.tensor(info.weights) if info.weights else None
         self.register_buffer("class_weights", weights, persistent=False)
 
+    @property
+    def reads(self) -> frozenset[int]:
+        """Levels that are read, by the second head too."""
+        further = () if self.auxiliary is None else (self.auxiliary_level,)
+        return frozenset((*self.chosen, *further))
+
     def forward(self, levels: Sequence[Tensor], size: Size) -> PixelOutput:
         """Levels of a backbone, fine to coarse, [B, C_i, h_i, w_i], to logits at the finest one that is read.
 
         Raises:
             ShapeError: Other levels than the head was built for; the message names both.
         """
-        check_levels(levels, self.info, type(self).__name__)
+        self.check_levels(levels)
         logits = self.classifier(self.dropout(self.fuse([levels[level] for level in self.chosen])))
         if not self.training or self.auxiliary is None:
             return PixelOutput(logits)
@@ -110,25 +116,6 @@ class DecodeHead(PixelHead):
         if config.dice_weight:
             parts["dice"] = dice(logits, labels, activation=config.dice_activation) * config.dice_weight
         return parts
-
-
-def check_levels(levels: Sequence[Tensor], info: HeadInfo, name: str) -> None:
-    """Refuse levels of other channels than a head was built for.
-
-    Args:
-        levels: Maps of the backbone, [B, C_i, h_i, w_i].
-        info: Sizes that the head was built for.
-        name: Of the head.
-
-    Raises:
-        ShapeError: They differ; the message names both.
-    """
-    found, expected = [level.shape[1] for level in levels], list(info.channels)
-    if found != expected:
-        raise ShapeError(
-            f"levels of {name}: expected channels {expected}, got {found}",
-            mend="Build the head for the channels of the backbone",
-        )
 
 
 def chosen_levels(option: str, wanted: Sequence[int], count: int) -> tuple[int, ...]:

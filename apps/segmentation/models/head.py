@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from apps.segmentation.models.info import HeadInfo
+from graftwork.errors import ShapeError
 
 Size = tuple[int, int]
 """Height and width, in pixels."""
@@ -108,6 +109,30 @@ class SegmentationHead(nn.Module):
         super().__init__()
         self.info = info
 
+    @property
+    def reads(self) -> frozenset[int]:
+        """Levels that :meth:`forward` reads, counted from 0; whatever stands in the place of others does not matter."""
+        return frozenset(range(len(self.info.channels)))
+
+    def check_levels(self, levels: Sequence[Tensor], name: str = "") -> None:
+        """Refuse levels of other channels than the head was built for; those that it does not read are not looked at.
+
+        Args:
+            levels: Maps of the backbone, [B, C_i, h_i, w_i]; any number after the last that is read.
+            name: Of the head, for the message; its class if empty.
+
+        Raises:
+            ShapeError: They differ; the message names both.
+        """
+        places = sorted(self.reads)
+        expected = [self.info.channels[place] for place in places]
+        found = [levels[place].shape[1] for place in places if place < len(levels)]
+        if found != expected:
+            raise ShapeError(
+                f"levels of {name or type(self).__name__}: expected channels {expected}, got {found}",
+                mend="Build the head for the channels of the backbone",
+            )
+
     @abstractmethod
     def forward(self, levels: Sequence[Tensor], size: Size) -> Any:
         """Levels of a backbone, fine to coarse, for images of ``size``, to a :class:`PixelOutput` or MaskOutput."""
@@ -131,6 +156,18 @@ class SegmentationHead(nn.Module):
             output: Of :meth:`forward`.
             size: Height and width to give them at.
             rules: A :class:`apps.segmentation.config.PanopticConfig`.
+        """
+        raise NotImplementedError(f"{type(self).__name__} classifies pixels and tells no objects apart")
+
+    def instances(self, output: Any, size: Size) -> list[Any]:
+        """Objects of every image of a batch, best first; they may overlap.
+
+        Args:
+            output: Of :meth:`forward`.
+            size: Height and width to give them at.
+
+        Returns:
+            A :class:`apps.segmentation.models.mask2former_panoptic.Instances` for each image.
         """
         raise NotImplementedError(f"{type(self).__name__} classifies pixels and tells no objects apart")
 

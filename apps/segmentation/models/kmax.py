@@ -28,7 +28,7 @@ from apps.segmentation.models.kmax_semantic import build_semantic, finest_place
 from apps.segmentation.models.mask2former_panoptic import Instances
 from backbones.attention.attend import without_autocast
 from datamodules.segmentation.info import IGNORED
-from graftwork.errors import ConfigError, ShapeError
+from graftwork.errors import ConfigError
 
 if TYPE_CHECKING:
     from apps.segmentation.models.kmax_config import KMaXConfig
@@ -94,14 +94,18 @@ class KMaXHead(MaskHead):
             weights[:-1] = torch.tensor(info.weights)
         self.register_buffer("class_factors", weights, persistent=False)
 
+    @property
+    def reads(self) -> frozenset[int]:
+        """Levels that are read, those of strides from 4 to 32."""
+        return frozenset(self.places)
+
     def forward(self, levels: Sequence[Tensor], size: Size) -> MaskOutput:
         """Levels to classes and masks; outputs of the layers and of the auxiliary classifier in training alone.
 
         Raises:
-            ShapeError: Another number of levels than the backbone was said to have.
+            ShapeError: Fewer levels than the backbone was said to have, or of other channels.
         """
-        if len(levels) != len(self.info.strides):
-            raise ShapeError(f"expected {len(self.info.strides)} levels of the backbone, got {len(levels)}")
+        self.check_levels(levels)
         chosen = [levels[place] for place in self.places]
         maps = self.pixel_decoder(chosen)
         output: MaskOutput = self.decoder(maps, self.training and self.config.supervise_layers)

@@ -52,6 +52,11 @@ class Mask2Former(MaskHead):
         self.gate = ExitGate(info.channels[self.coarsest], config.encoder_layers) if config.exits == "gate" else None
         self.losses = point_losses(info, config, plan.stride)
 
+    @property
+    def reads(self) -> frozenset[int]:
+        """Levels that the encoder works on, and finer ones that are merged after it."""
+        return frozenset((*self.pixel_decoder.plan.encoded, *self.pixel_decoder.plan.merged))
+
     def forward(self, levels: Sequence[Tensor], size: Size) -> MaskOutput:
         """Classes and masks of the queries.
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from apps.segmentation.losses import resize
 from apps.segmentation.mmseg_bridge import build, open_mmseg, quiet
-from apps.segmentation.models.decode import check_levels, chosen_levels
+from apps.segmentation.models.decode import chosen_levels
 from apps.segmentation.models.head import PixelHead, PixelOutput, Size, Targets
 from apps.segmentation.models.info import HeadInfo
 from apps.segmentation.models.mmseg_config import MMSEG, MMSegHeadConfig
@@ -52,6 +52,11 @@ class MMSegHead(PixelHead):
         self.decode = _decode_head(config, info, self.chosen)
         self.refuses_ignored = any(_refuses_ignored(loss) for loss in _losses(self.decode))
 
+    @property
+    def reads(self) -> frozenset[int]:
+        """Levels that are read."""
+        return frozenset(self.chosen)
+
     def forward(self, levels: Sequence[Tensor], size: Size) -> PixelOutput:
         """Levels of a backbone, fine to coarse, [B, C_i, h_i, w_i], to logits [B, C, h, w].
 
@@ -61,7 +66,7 @@ class MMSegHead(PixelHead):
             ShapeError: Other levels than the head was built for, and the message names both; or a batch of one image
                 in training, where a batch norm has a single value to take statistics of.
         """
-        check_levels(levels, self.info, MMSEG + self.config.kind)
+        self.check_levels(levels, MMSEG + self.config.kind)
         try:
             found = self.decode(list(levels))
         except ValueError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 import torch.nn.functional as F
@@ -84,7 +85,8 @@ def continued(images: Tensor) -> Tensor:
 def build_segmenter(config: SegmenterConfig, info: SegmentationInfo) -> Segmenter:
     """The model for images and classes of these data.
 
-    Levels are normalised where the family has norms for them, as in published segmentation models.
+    Levels are normalised where the family has norms for them, as in published segmentation models. Stages of the
+    backbone after the last level that the head reads are not built.
 
     Raises:
         ConfigError: The head cannot use the backbone's levels.
@@ -100,7 +102,20 @@ def build_segmenter(config: SegmenterConfig, info: SegmentationInfo) -> Segmente
         things=tuple(info.things),
         weights=class_weights(config.class_weights, info),
     )
-    return Segmenter(backbone, config.head.build(sizes))
+    head = config.head.build(sizes)
+    kept = [level for place, level in enumerate(backbone.out_indices) if place <= max(head.reads)]
+    if len(kept) < len(backbone.out_indices):
+        backbone = trunk.build(in_channels=info.channels, out_indices=kept)
+    _freeze_unread(backbone, head.reads)
+    return Segmenter(backbone, head)
+
+
+def _freeze_unread(backbone: VisionBackbone, reads: Collection[int]) -> None:
+    """Freeze norms on levels that nothing reads: processes that train together wait for gradients of all others."""
+    if backbone.output_norms is not None:
+        for place, level in enumerate(backbone.out_indices):
+            if place not in reads:
+                backbone.output_norms[str(level)].requires_grad_(False)
 
 
 def class_weights(kind: str, info: SegmentationInfo) -> tuple[float, ...]:

@@ -149,3 +149,28 @@ def test_a_short_training_lowers_the_loss(head):
         optimizer.step()
         found.append(float(loss))
     assert sum(found[-3:]) < 0.95 * sum(found[:3])
+
+
+@pytest.mark.parametrize(
+    ("name", "head"),
+    [("shvit_s1", "kmax"), ("shvit_s1", "mask2former"), ("swin_tiny", "fcn"), ("timm:test_resnet", "fcn")],
+)
+def test_all_that_is_trained_gets_gradients(name, head):
+    """Processes that train together wait for the gradient of every trainable tensor."""
+    model = segmenter(name, head).train()
+    samples = batch(64, 64)
+    model.head.loss(model(samples["image"]), targets_of(samples))["loss"].backward()
+    waiting = [name for name, value in model.named_parameters() if value.requires_grad and value.grad is None]
+    assert not waiting
+
+
+def test_stages_that_no_head_reads_are_not_built():
+    model = segmenter("swin_tiny", "fcn")
+    assert len(model.backbone.out_indices) == 4
+    options = {"model.head.in_levels": (1,), "model.head.auxiliary_weight": 0.0}
+    config = resolve(SegmentationConfig, [], {"model.backbone": "swin_tiny", "model.head": "fcn", **options})
+    short = config.model.build(INFO)
+    assert short.backbone.out_indices == (0, 1)
+    whole, rest = (sum(value.numel() for value in found.backbone.parameters()) for found in (model, short))
+    assert rest < whole / 10
+    assert short.eval().class_scores(torch.randn(1, 3, 64, 96)).shape == (1, 3, 64, 96)

@@ -156,7 +156,7 @@ def test_levels_that_are_all_too_coarse_or_fine_are_refused() -> None:
 
 
 def test_other_levels_than_promised_are_refused() -> None:
-    with pytest.raises(ShapeError, match="expected 4 levels of the backbone, got 3"):
+    with pytest.raises(ShapeError, match=r"expected channels \[.*\], got \["):
         small()(levels(64, 64)[1:], (64, 64))
 
 
