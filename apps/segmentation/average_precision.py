@@ -46,21 +46,6 @@ class Objects(NamedTuple):
     crowd: Tensor
 
 
-def objects_of(masks: Tensor, classes: Tensor, scores: Tensor, true: Tensor, true_classes: Tensor) -> Objects:
-    """Objects from masks that may overlap, without crowds.
-
-    Args:
-        masks: Of the detections, [D, H, W] bool.
-        classes: Of the detections, [D].
-        scores: Of the detections, [D].
-        true: Masks of the true objects, [G, H, W] bool.
-        true_classes: Of the true objects, [G].
-    """
-    found, right = masks.flatten(1).double(), true.flatten(1).double()
-    crowd = torch.zeros(len(true), dtype=torch.bool, device=true.device)
-    return Objects(found @ right.T, found.sum(1), classes, scores, right.sum(1), true_classes, crowd)
-
-
 class PrecisionScores(NamedTuple):
     """Averages over classes that occur, from 0 to 1; NaN where no class does.
 

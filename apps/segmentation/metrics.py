@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from apps.segmentation.average_precision import MaskPrecision, Objects
+from apps.segmentation.average_precision import MaskPrecision
 from apps.segmentation.boundary import BoundaryAreas
 from apps.segmentation.confusion import ClassAreas, ConfusionCounts, class_areas, class_scores, pixel_accuracy
-from apps.segmentation.panoptic_quality import Overlaps, PanopticQuality, overlaps
+from apps.segmentation.instances import objects_at
+from apps.segmentation.panoptic_quality import PanopticQuality, overlaps
 from apps.segmentation.prediction import Prediction
 from datamodules.segmentation.info import SegmentationInfo
 from graftwork.errors import DataError
@@ -31,9 +32,9 @@ class SegmentationMetrics(nn.Module):
     ``miou``, ``macc`` and ``fscore`` are means over the classes of the scores of their pixels in the whole split;
     classes for which a score divides by nothing are left out. ``aacc`` is the share of right pixels, ``boundary_iou``
     the mean IoU of the boundaries of classes. ``pq``, ``sq`` and ``rq`` are means over the classes that occur,
-    ``pq_things`` and ``pq_stuff`` over some of them. ``ap``, ``ap50`` and ``ap75`` are COCO's for the segments of
-    things, which do not overlap: the instances of a head, which may, score higher. All are in percent, and depend
-    neither on the batch size nor on the number of processes.
+    ``pq_things`` and ``pq_stuff`` over some of them. ``ap``, ``ap50`` and ``ap75`` are COCO's, for the instances of
+    things that the head finds, which may overlap. All are in percent, and depend neither on the batch size nor on the
+    number of processes.
 
     Args:
         info: Classes, their frequencies in training, and which are things.
@@ -60,7 +61,7 @@ class SegmentationMetrics(nn.Module):
             prediction: Of the same images.
 
         Raises:
-            DataError: Segments are to be scored, and there are none.
+            DataError: Segments or instances are to be scored, and there are none.
             ShapeError: Predictions and labels differ in shape.
         """
         labels: Tensor = batch["mask"]
@@ -73,21 +74,22 @@ class SegmentationMetrics(nn.Module):
             raise DataError("segments are to be scored, but the prediction or the data has none")
         for place in range(len(labels)):
             self._add_segments({key: batch[key][place] for key in _SEGMENTS}, prediction, place)
+        if self.precision is not None:
+            if prediction.detections is None:
+                raise DataError("instances are to be scored, but the prediction has none")
+            for place, number in enumerate(batch["index"].tolist()):
+                self.precision.update(number, objects_at(prediction.detections, batch, place, self.info.things))
 
     def _add_segments(self, sample: Mapping[str, Tensor], prediction: Prediction, place: int) -> None:
         """Add the segments of one image."""
-        segments, classes, scores = prediction.segments, prediction.segment_classes, prediction.segment_scores
+        segments, classes = prediction.segments, prediction.segment_classes
         if self.quality is None or self.trivial_quality is None or segments is None or classes is None:
             return
-        true, true_classes, crowd = (sample[key] for key in _SEGMENTS[:3])
+        true, true_classes, crowd = (sample[key] for key in _SEGMENTS)
         found = overlaps(segments[place], true, classes.shape[1], len(true_classes))
         self.quality.update(found, classes[place], true_classes, crowd)
         everywhere = overlaps(torch.ones_like(segments[place]), true, 1, len(true_classes))
         self.trivial_quality.update(everywhere, true_classes.new_tensor([self.info.majority]), true_classes, crowd)
-        if self.precision is not None and scores is not None:
-            things = true_classes.new_tensor(self.info.things)
-            objects = _things(found, classes[place], scores[place], true_classes, crowd, things)
-            self.precision.update(int(sample["index"]), objects)
 
     def compute(self) -> dict[str, float]:
         """Scores of the model."""
@@ -192,24 +194,7 @@ class SegmentationMetrics(nn.Module):
                 metric.reset()
 
 
-_SEGMENTS = ("segments", "segment_classes", "segment_crowd", "index")
-
-
-def _things(
-    overlap: Overlaps, classes: Tensor, scores: Tensor, true_classes: Tensor, crowd: Tensor, things: Tensor
-) -> Objects:
-    """The segments of an image that are objects."""
-    found = (torch.isin(classes, things) & (overlap.found_areas > 0)).nonzero()[:, 0]
-    true = (torch.isin(true_classes, things) & (overlap.true_areas > 0)).nonzero()[:, 0]
-    return Objects(
-        shared=overlap.shared.T[found][:, true],
-        areas=overlap.found_areas[found],
-        classes=classes[found],
-        scores=scores[found],
-        true_areas=overlap.true_areas[true],
-        true_classes=true_classes[true],
-        crowd=crowd[true].bool(),
-    )
+_SEGMENTS = ("segments", "segment_classes", "segment_crowd")
 
 
 def _percent(value: Tensor) -> float | None:

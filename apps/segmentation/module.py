@@ -16,8 +16,8 @@ from apps.core.protocols import ExportSpec, Picture
 from apps.core.run.module import GraftModule
 from apps.core.run.workload import to_device
 from apps.segmentation.config import SegmentationConfig
+from apps.segmentation.instances import detections
 from apps.segmentation.metrics import SegmentationMetrics
-from apps.segmentation.models.head import Panoptic
 from apps.segmentation.models.segmenter import ClassMap, Segmenter, continued, size_of
 from apps.segmentation.prediction import Prediction, with_segments
 from apps.segmentation.pyramid import PyramidReader
@@ -58,6 +58,7 @@ class SegmentationModule(GraftModule):
         self.distiller: Distiller | None = None
         self.teacher: Teacher | None = None
         self.reader: PyramidReader | None = None
+        self.finds_instances = False
         self.viewer = Viewer(self.model.class_scores, head.probabilities, self.info, config.inference)
 
     def build_model(self) -> nn.Module:
@@ -107,17 +108,22 @@ class SegmentationModule(GraftModule):
             height, width = size_of(images)
             scores = self.model.head.class_scores(output, size_of(padded))[..., :height, :width]
             probabilities = self.model.head.probabilities(scores)
-            return with_segments(self._classes(batch, probabilities), self._segments(output, padded, images))
+            return self._objects(self._classes(batch, probabilities), output, padded, batch)
         prediction = self._classes(batch, self.viewer.class_probabilities(images, batch.get("size")))
         if not self.tells_objects:
             return prediction
         padded = continued(images)
-        return with_segments(prediction, self._segments(self.model(padded), padded, images))
+        return self._objects(prediction, self.model(padded), padded, batch)
 
-    def _segments(self, output: Any, padded: Tensor, images: Tensor) -> list[Panoptic]:
-        height, width = size_of(images)
-        found = self.model.head.panoptic(output, size_of(padded), self.config.panoptic)
-        return [image._replace(segments=image.segments[:height, :width]) for image in found]
+    def _objects(self, prediction: Prediction, output: Any, padded: Tensor, batch: Batch) -> Prediction:
+        """A prediction with segments and, in tests, instances; ``output`` is for the ``padded`` images."""
+        height, width = size_of(batch["image"])
+        segments = self.model.head.panoptic(output, size_of(padded), self.config.panoptic)
+        cut = [image._replace(segments=image.segments[:height, :width]) for image in segments]
+        found = with_segments(prediction, cut)
+        if not self.finds_instances:
+            return found
+        return found._replace(detections=detections(self.model.head.instances(output, size_of(padded)), batch))
 
     def _classes(self, batch: Batch, probabilities: Tensor) -> Prediction:
         certainty, labels = probabilities.max(1)
@@ -126,9 +132,15 @@ class SegmentationModule(GraftModule):
             loss = _surprise(probabilities.float(), batch["mask"])
         return Prediction(labels, certainty.float(), loss)
 
+    def on_test_epoch_start(self) -> None:
+        """Begin the test, with instances where they are scored."""
+        super().on_test_epoch_start()
+        self.finds_instances = self.tells_objects and bool(self.info.things)
+
     def on_test_epoch_end(self) -> None:
         """Log the test, and how it goes with corrupted images where that is asked for."""
         super().on_test_epoch_end()
+        self.finds_instances = False  # pixels alone are scored from here on
         wanted = self.config.corruptions
         if wanted.chosen:
             loader = self.trainer.datamodule.test_dataloader()  # type: ignore[attr-defined]
@@ -144,6 +156,11 @@ class SegmentationModule(GraftModule):
     def metric_suite(self, split: str) -> SegmentationMetrics:
         """Streaming metrics of a split."""
         return SegmentationMetrics(self.info, segments=self.tells_objects, thorough=split == "test")
+
+    def unbatch(self, prediction: Prediction, index: int) -> Prediction:
+        """What pictures need of one prediction, as copies on the CPU."""
+        found: Prediction = super().unbatch(prediction._replace(detections=None), index)
+        return found
 
     def sample_scores(self, batch: Batch, prediction: Prediction) -> Tensor:
         """Share of wrong pixels of each image, [B]."""

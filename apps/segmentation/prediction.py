@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from apps.segmentation.instances import Detections
 from apps.segmentation.models.head import Panoptic
 
 
@@ -22,6 +23,7 @@ class Prediction(NamedTuple):
         segments: Segment of every pixel from 1, 0 for void, [B, H, W] int32; None where the head makes none.
         segment_classes: Class of segment 1, 2, ..., [B, S] int64, filled up with -1.
         segment_scores: Certainty of each, [B, S].
+        detections: The head's own instances beside the true ones, in tests; they may overlap, unlike segments.
     """
 
     labels: Tensor
@@ -30,6 +32,7 @@ class Prediction(NamedTuple):
     segments: Tensor | None = None
     segment_classes: Tensor | None = None
     segment_scores: Tensor | None = None
+    detections: Detections | None = None
 
 
 def with_segments(prediction: Prediction, found: Sequence[Panoptic]) -> Prediction:

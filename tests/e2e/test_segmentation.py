@@ -312,6 +312,29 @@ def test_a_killed_run_ends_bit_for_bit_the_same(tmp_path):
     assert results[0] == results[1]
 
 
+# -- several processes -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("head", "words"),
+    [
+        ("fcn", ["--model.head.channels", "16", "--model.head.auxiliary_channels", "16"]),
+        pytest.param("mask2former", ["--model.head.queries", "8"], marks=pytest.mark.slow),
+        pytest.param("kmax", ["--model.head.queries", "8"], marks=pytest.mark.slow),
+    ],
+)
+def test_two_processes_train_heads_that_read_some_levels_alone(tmp_path, head, words):
+    both = ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
+    common = ["--config", TINY, "--model.head", head, *words, "--trainer.max_epochs", "1"]
+    process("fit", *common, *both, "--run.dir", tmp_path / "both")
+    process("test", "--weights", tmp_path / "both", "--run.dir", tmp_path / "alone", "--trainer.devices", "1")
+    two, one = (json.loads((tmp_path / name / "results.json").read_text()) for name in ("both", "alone"))
+    scores = {row["metric"]: row["value"] for row in one}
+    assert {row["metric"] for row in two} == set(scores)
+    for row in two:
+        assert row["value"] == pytest.approx(scores[row["metric"]], rel=1e-4, abs=1e-4, nan_ok=True), row["metric"]
+
+
 # -- the shipped configurations ---------------------------------------------------------------------------------------
 
 

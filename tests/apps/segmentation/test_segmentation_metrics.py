@@ -14,10 +14,12 @@ from torch import Tensor
 
 from apps.core.metrics.direction import higher_is_better
 from apps.core.protocols import MetricSuite
-from apps.segmentation.average_precision import MaskPrecision, Objects, objects_of
+from apps.segmentation.average_precision import MaskPrecision, Objects
 from apps.segmentation.boundary import BoundaryAreas, boundary_width, near_boundary
 from apps.segmentation.confusion import ConfusionCounts, class_areas, class_scores, pixel_accuracy
+from apps.segmentation.instances import Detections, detections, objects_at
 from apps.segmentation.metrics import SegmentationMetrics
+from apps.segmentation.models.mask2former_panoptic import Instances
 from apps.segmentation.prediction import Prediction
 from datamodules.segmentation.info import SegmentationInfo
 from graftwork.errors import DataError, ShapeError
@@ -151,7 +153,7 @@ def test_every_score_is_known_to_be_better_high():
     ours = {"segments": torch.ones(1, 8, 8).int(), "segment_classes": torch.tensor([[0]])}
     suite.update(
         batch(labels, **segments, segment_crowd=torch.tensor([[False]])),
-        predicted(labels, **ours, segment_scores=torch.tensor([[0.9]])),
+        predicted(labels, **ours, detections=Detections(*map(torch.tensor, ([[0]], [[0.9]], [[64]], [[[64]]])))),
     )
     scores = suite.compute()
     expected = {"miou", "macc", "aacc", "fscore", "boundary_iou"}
@@ -221,6 +223,13 @@ def row(*spans: tuple[int, int], length: int = 40) -> Tensor:
     ]
 
 
+def objects_of(masks: Tensor, classes: Tensor, scores: Tensor, true: Tensor, true_classes: Tensor) -> Objects:
+    """Objects from masks, without crowds."""
+    found, right = masks.flatten(1).double(), true.flatten(1).double()
+    crowd = torch.zeros(len(true), dtype=torch.bool)
+    return Objects(found @ right.T, found.sum(1), classes, scores, right.sum(1), true_classes, crowd)
+
+
 def test_average_precision_by_hand():
     # two objects; the best detection is right at IoU 1, the second is wrong, the third has IoU 8 / 10
     metric = MaskPrecision(2)
@@ -281,3 +290,34 @@ def test_no_detections_score_nothing():
     metric.update(0, objects_of(empty, torch.zeros(0).long(), torch.zeros(0), row((0, 10)), torch.ones(1).long()))
     found = metric.compute()
     assert found.ap == 0 and found.recall == 0 and math.isnan(found.by_class[0])
+
+
+def test_instances_may_overlap_lie_on_void_and_beyond_the_image():
+    numbers = torch.full((2, 1, 12), -1)
+    numbers[0, 0, :4], numbers[0, 0, 4:8], numbers[0, 0, 8:10] = 0, 1, 2
+    given = {
+        "segments": numbers,
+        "segment_classes": torch.tensor([[1, 1, 0], [-1, -1, -1]]),
+        "segment_crowd": torch.tensor([[False, True, False], [False] * 3]),
+        "size": torch.tensor([[1, 11], [1, 12]]),
+    }
+    one = Instances(torch.tensor([1, 1, 0]), torch.tensor([0.9, 0.8, 0.7]), row((0, 6), (2, 16), (8, 10), length=16))
+    none = Instances(torch.zeros(0).long(), torch.zeros(0), torch.zeros(0, 1, 16, dtype=torch.bool))
+    found = detections([one, none], given)
+    assert found.areas.tolist() == [[6, 9, 2], [0, 0, 0]]  # pixel 10 is void and counts, what is beyond does not
+    assert found.shared[0].tolist() == [[4, 2, 0], [2, 4, 2], [0, 0, 2]]
+    assert found.classes.tolist() == [[1, 1, 0], [-1, -1, -1]]
+    objects = objects_at(found, given, 0, things=(1,))
+    assert objects.shared.tolist() == [[4, 2], [2, 4]] and objects.true_areas.tolist() == [4, 4]
+    assert objects.classes.tolist() == [1, 1] and objects.crowd.tolist() == [False, True]
+    assert objects.scores.tolist() == pytest.approx([0.9, 0.8])
+    nothing = objects_at(found, given, 1, things=(1,))
+    assert nothing.shared.shape == (0, 0) and not len(nothing.true_classes)
+
+
+def test_instances_that_are_missing_are_named():
+    suite = SegmentationMetrics(info(3, things=(0,)), segments=True, thorough=True)
+    labels, ones = torch.zeros(1, 4, 4).long(), torch.ones(1, 4, 4).int()
+    truth = {"segments": ones - 1, "segment_classes": torch.tensor([[0]]), "segment_crowd": torch.tensor([[False]])}
+    with pytest.raises(DataError, match="instances are to be scored"):
+        suite.update(batch(labels, **truth), predicted(labels, segments=ones, segment_classes=torch.tensor([[0]])))
