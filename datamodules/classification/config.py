@@ -5,17 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from datamodules.image_config import StandardisedConfig
 from graftwork.components import Registry
-from graftwork.errors import all_problems
 
 if TYPE_CHECKING:
     from datamodules.classification.datamodule import ClassificationData
     from datamodules.classification.layout import Layout
-
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-"""Mean and deviation of the channels of ImageNet on the scale from 0 to 1, which most published weights expect."""
 
 
 @dataclass(kw_only=True)
@@ -58,23 +55,17 @@ class AugmentConfig:
 
 
 @dataclass(kw_only=True)
-class ImagesConfig:
+class ImagesConfig(StandardisedConfig):
     """What every dataset of images has: their size, scale and augmentation, splits, loaders."""
 
-    root: str | None = None
-    """Folder with the images."""
+    counts: ClassVar = ("image_size", "batch_size", "eval_batch_size")
+
     image_size: int = 224
     """Height and width that every image is brought to, in pixels."""
-    channels: int = 3
-    """3 for colour, 1 for grey; images are converted."""
     crop_pct: float = 0.875
     """Evaluation resizes the shorter side to image_size / crop_pct and cuts out the centre."""
     interpolation: Literal["bicubic", "bilinear", "nearest"] = "bicubic"
     """How images are resized."""
-    mean: tuple[float, ...] = ()
-    """Mean of every channel on the scale from 0 to 1, taken off; ImageNet's if empty, as most weights expect."""
-    std: tuple[float, ...] = ()
-    """Deviation of every channel, divided by; ImageNet's if empty."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     """What is done to training images."""
     val_share: float = 0.1
@@ -85,52 +76,16 @@ class ImagesConfig:
     """Images per training batch and device."""
     eval_batch_size: int = 128
     """Images per validation and test batch; scores do not depend on it."""
-    num_workers: int = 0
-    """Loader processes; results do not depend on it. Photographs want 4 and more."""
-    on_corrupt: Literal["error", "skip"] = "error"
-    """What a file that cannot be decoded does: stop, or be replaced by the next image and listed in the report."""
 
     def problems(self) -> Iterator[str]:
         """Values out of range or at odds with each other."""
-        for name in ("image_size", "batch_size", "eval_batch_size"):
-            if getattr(self, name) < 1:
-                yield f"{name}={getattr(self, name)} must be at least 1"
-        if self.channels not in (1, 3):
-            yield f"channels={self.channels} must be 3 (colour) or 1 (grey)"
+        yield from super().problems()
         if not 0 < self.crop_pct <= 1:
             yield f"crop_pct={self.crop_pct} must be above 0 and up to 1"
-        for name in ("mean", "std"):
-            values = getattr(self, name)
-            if values and len(values) != self.channels:
-                yield f"{name}={list(values)} has {len(values)} values for channels={self.channels}"
-        if any(not value > 0 for value in self.std):
-            yield f"std={list(self.std)} must be above 0"
-        for name in ("val_share", "test_share"):
-            if not 0 <= getattr(self, name) < 1:
-                yield f"{name}={getattr(self, name)} must be at least 0 and below 1"
-        if self.val_share + self.test_share >= 1:
-            yield f"val_share={self.val_share} and test_share={self.test_share} leave nothing to train on"
-        if self.num_workers < 0:
-            yield f"num_workers={self.num_workers} must be 0 (load in the main process) or more"
 
-    @property
-    def channel_mean(self) -> tuple[float, ...]:
-        """Mean of every channel, ImageNet's where none is set."""
-        return self.mean or (IMAGENET_MEAN if self.channels == 3 else (round(sum(IMAGENET_MEAN) / 3, 3),))
-
-    @property
-    def channel_std(self) -> tuple[float, ...]:
-        """Deviation of every channel, ImageNet's where none is set."""
-        return self.std or (IMAGENET_STD if self.channels == 3 else (round(sum(IMAGENET_STD) / 3, 3),))
-
-    def check(self) -> None:
-        """Stop with every problem at once.
-
-        Raises:
-            ConfigError: There is a problem; the message lists all of them.
-        """
-        if problems := [*self.problems(), *(f"augment.{text}" for text in self.augment.problems())]:
-            raise all_problems(problems)
+    def nested(self) -> dict[str, Any]:
+        """Sections with problems of their own."""
+        return {"augment": self.augment}
 
     def find(self) -> Layout:
         """Classes and files of the data.

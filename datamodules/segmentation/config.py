@@ -6,15 +6,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal
 
+from datamodules.image_config import StandardisedConfig
 from graftwork.components import Registry
-from graftwork.errors import all_problems
 
 if TYPE_CHECKING:
     from datamodules.segmentation.datamodule import SegmentationData
     from datamodules.segmentation.layout import Layout
-
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-"""Mean and deviation of the channels of ImageNet on the scale from 0 to 1, which most published weights expect."""
 
 
 @dataclass(kw_only=True)
@@ -64,19 +61,11 @@ class AugmentConfig:
 
 
 @dataclass(kw_only=True)
-class LabelledConfig:
+class LabelledConfig(StandardisedConfig):
     """What every dataset of labelled images has: crop, scale, augmentation, splits, loaders."""
 
-    root: str | None = None
-    """Folder with the images."""
     crop: tuple[int, int] = (512, 512)
     """Height and width of training images, in pixels; smaller ones are padded at the bottom and on the right."""
-    channels: int = 3
-    """3 for colour, 1 for grey; images are converted."""
-    mean: tuple[float, ...] = ()
-    """Mean of every channel on the scale from 0 to 1, taken off; ImageNet's if empty, as most weights expect."""
-    std: tuple[float, ...] = ()
-    """Deviation of every channel, divided by; ImageNet's if empty."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     """What is done to training images."""
     panoptic: bool | Literal["auto"] = "auto"
@@ -85,67 +74,25 @@ class LabelledConfig:
     """How much more often images with rare classes are drawn: by the ratio of the images that have the most frequent
     class to those that have the rarest class of the image, to this power. 0 draws each image once per epoch, 0.5 is
     usual, 1 evens classes out."""
-    val_share: float = 0.1
-    """Share of the images that is set aside for validation where the data has no validation images."""
-    test_share: float = 0.1
-    """Share of the images that is set aside for testing where the data has neither training nor test folders."""
     count: bool = True
     """Count the pixels of every class of the training images once, for class weights and the trivial baseline; counts
     are kept below the temporary folder."""
     batch_size: int = 8
     """Crops per training batch and device."""
-    eval_batch_size: int = 1
-    """Whole images per validation and test batch; above 1 they must be of one size. Scores do not depend on it."""
-    num_workers: int = 0
-    """Loader processes; results do not depend on it. Photographs want 4 and more."""
-    on_corrupt: Literal["error", "skip"] = "error"
-    """What a file that cannot be decoded does: stop, or be replaced by the next image and listed in the report."""
 
     def problems(self) -> Iterator[str]:
         """Values out of range or at odds with each other."""
         if any(side < 32 for side in self.crop):
             yield f"crop={list(self.crop)} must be two sides of at least 32 pixels"
-        for name in ("batch_size", "eval_batch_size"):
-            if getattr(self, name) < 1:
-                yield f"{name}={getattr(self, name)} must be at least 1"
-        if self.channels not in (1, 3):
-            yield f"channels={self.channels} must be 3 (colour) or 1 (grey)"
-        for name in ("mean", "std"):
-            values = getattr(self, name)
-            if values and len(values) != self.channels:
-                yield f"{name}={list(values)} has {len(values)} values for channels={self.channels}"
-        if any(not value > 0 for value in self.std):
-            yield f"std={list(self.std)} must be above 0"
+        yield from super().problems()
         if not 0 <= self.balance <= 4:
             yield f"balance={self.balance:g} must be from 0 (off) to 4"
         if self.balance and not self.count:
             yield f"balance={self.balance:g} needs to know where classes occur; set count=true"
-        for name in ("val_share", "test_share"):
-            if not 0 <= getattr(self, name) < 1:
-                yield f"{name}={getattr(self, name)} must be at least 0 and below 1"
-        if self.val_share + self.test_share >= 1:
-            yield f"val_share={self.val_share} and test_share={self.test_share} leave nothing to train on"
-        if self.num_workers < 0:
-            yield f"num_workers={self.num_workers} must be 0 (load in the main process) or more"
 
-    @property
-    def channel_mean(self) -> tuple[float, ...]:
-        """Mean of every channel, ImageNet's where none is set."""
-        return tuple(self.mean) or (IMAGENET_MEAN if self.channels == 3 else (round(sum(IMAGENET_MEAN) / 3, 3),))
-
-    @property
-    def channel_std(self) -> tuple[float, ...]:
-        """Deviation of every channel, ImageNet's where none is set."""
-        return tuple(self.std) or (IMAGENET_STD if self.channels == 3 else (round(sum(IMAGENET_STD) / 3, 3),))
-
-    def check(self) -> None:
-        """Stop with every problem at once.
-
-        Raises:
-            ConfigError: There is a problem; the message lists all of them.
-        """
-        if problems := [*self.problems(), *(f"augment.{text}" for text in self.augment.problems())]:
-            raise all_problems(problems)
+    def nested(self) -> dict[str, Any]:
+        """Sections with problems of their own."""
+        return {"augment": self.augment}
 
     def find(self) -> Layout:
         """Classes, images and labels of the data.

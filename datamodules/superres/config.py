@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from datamodules.image_config import ImageFilesConfig
 from datamodules.superres.degradations.config import DEGRADATIONS
 from graftwork.components import Registry, component
-from graftwork.errors import all_problems
 
 if TYPE_CHECKING:
     from datamodules.superres.datamodule import RestorationData
@@ -16,15 +16,13 @@ if TYPE_CHECKING:
 
 
 @dataclass(kw_only=True)
-class ImagesConfig:
+class ImagesConfig(ImageFilesConfig):
     """What every dataset of images to restore has: degradation, patches, splits, loaders."""
 
-    root: str | None = None
-    """Folder with the images."""
+    counts: ClassVar = ("patch", "repeat", "batch_size", "eval_batch_size")
+
     degradation: Any = component(DEGRADATIONS)
     """What is to be undone."""
-    channels: int = 3
-    """3 for colour, 1 for grey; images are converted."""
     patch: int = 64
     """Side of the degraded training patches, in pixels; those of the originals are larger by the scale."""
     repeat: int = 1
@@ -33,10 +31,6 @@ class ImagesConfig:
     """Mirror training patches left to right and top to bottom, each with probability one half."""
     transpose: bool = True
     """Exchange rows and columns of training patches with probability one half."""
-    val_share: float = 0.1
-    """Share of the images that is set aside for validation where the data has no validation images."""
-    test_share: float = 0.1
-    """Share of the images that is set aside for testing where the data has neither training nor test folders."""
     val_root: str | None = None
     """Folder of a benchmark such as Set5 to validate on in place of the data's own validation images."""
     test_root: str | None = None
@@ -52,31 +46,14 @@ class ImagesConfig:
     folder where it has room, 'off' decodes at every patch."""
     batch_size: int = 16
     """Patches per training batch and device."""
-    eval_batch_size: int = 1
-    """Images per validation and test batch; above 1 they must be of one size. Scores do not depend on it."""
-    num_workers: int = 0
-    """Loader processes; results do not depend on it."""
-    on_corrupt: Literal["error", "skip"] = "error"
-    """What a file that cannot be decoded does: stop, or be replaced by the next image and listed in the report."""
 
     def problems(self) -> Iterator[str]:
         """Values out of range or at odds with each other."""
-        for name in ("patch", "repeat", "batch_size", "eval_batch_size"):
-            if getattr(self, name) < 1:
-                yield f"{name}={getattr(self, name)} must be at least 1"
-        if self.channels not in (1, 3):
-            yield f"channels={self.channels} must be 3 (colour) or 1 (grey)"
-        for name in ("val_share", "test_share"):
-            if not 0 <= getattr(self, name) < 1:
-                yield f"{name}={getattr(self, name)} must be at least 0 and below 1"
-        if self.val_share + self.test_share >= 1:
-            yield f"val_share={self.val_share} and test_share={self.test_share} leave nothing to train on"
+        yield from super().problems()
         if self.eval_patch < 0:
             yield f"eval_patch={self.eval_patch} must be 0 (whole images) or more"
         if self.metric_border < -1:
             yield f"metric_border={self.metric_border} must be -1 (as papers do), 0 or more"
-        if self.num_workers < 0:
-            yield f"num_workers={self.num_workers} must be 0 (load in the main process) or more"
         yield from self._degradation_problems()
 
     def _degradation_problems(self) -> Iterator[str]:
@@ -105,16 +82,9 @@ class ImagesConfig:
         """Whether degraded files are read where the data has them."""
         return bool(getattr(self.degradation, "pairs", False) and getattr(self.degradation, "stored", True))
 
-    def check(self) -> None:
-        """Stop with every problem at once.
-
-        Raises:
-            ConfigError: There is a problem; the message lists all of them.
-        """
-        inner = getattr(self.degradation, "problems", None)
-        nested = [f"degradation.{text}" for text in inner()] if inner is not None else []
-        if problems := [*self.problems(), *nested]:
-            raise all_problems(problems)
+    def nested(self) -> dict[str, Any]:
+        """Sections with problems of their own."""
+        return {"degradation": self.degradation} if hasattr(self.degradation, "problems") else {}
 
     def find(self) -> Layout:
         """Images of each split.
