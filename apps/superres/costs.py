@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from apps.superres.literal import literal, literal_attention
-from apps.superres.models.config import MODELS, HATSmallConfig
+from apps.superres.models.config import MODELS
+from apps.superres.models.hat_config import HATSmallConfig
 from apps.superres.models.info import ImageInfo
 from apps.superres.models.maxim import MAXIM
 from apps.superres.models.network import inference_form

@@ -20,14 +20,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from apps.superres.models.config import resolved_upsampler
+from apps.superres.models.config_checks import resolved_upsampler
 from apps.superres.models.network import ResidualTrunk, run_block
 from apps.superres.models.upsample import reach
 from backbones.vision.layers import ChannelNorm, DropPath, drop_path_rates
 
 if TYPE_CHECKING:
+    from apps.superres.models.cfsr_config import CFSRConfig
     from apps.superres.models.cfsr_merged import MergedCFSR
-    from apps.superres.models.config import CFSRConfig
     from apps.superres.models.info import ImageInfo
 
 EPS = 1e-6

@@ -16,7 +16,7 @@ from apps.superres.models.cfsr import EPS, CFSRBlock, CFSRTrunk
 
 if TYPE_CHECKING:
     from apps.superres.models.cfsr import CFSR
-    from apps.superres.models.config import CFSRConfig
+    from apps.superres.models.cfsr_config import CFSRConfig
     from apps.superres.models.info import ImageInfo
 
 

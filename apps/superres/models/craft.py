@@ -21,13 +21,13 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from apps.superres.models.channel_attention import ChannelCrossAttention, GatedFeedForward, Pointwise
-from apps.superres.models.config import resolved_upsampler
+from apps.superres.models.config_checks import resolved_upsampler
 from apps.superres.models.craft_attention import RectangleAttention
 from apps.superres.models.network import ResidualTrunk
 from backbones.vision.layers import Mlp, init_linear
 
 if TYPE_CHECKING:
-    from apps.superres.models.config import CRAFTConfig
+    from apps.superres.models.craft_config import CRAFTConfig
     from apps.superres.models.info import ImageInfo
 
 

@@ -17,7 +17,7 @@ from backbones.attention.tables import table
 from backbones.attention.window import window_attention
 
 if TYPE_CHECKING:
-    from apps.superres.models.config import CRAFTConfig
+    from apps.superres.models.craft_config import CRAFTConfig
 
 
 class PositionNetwork(nn.Module):

@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 from apps.superres.models.channel_attention import GatedFeedForward
-from apps.superres.models.config import resolved_upsampler
+from apps.superres.models.config_checks import resolved_upsampler
 from apps.superres.models.dlgsanet_attention import ChannelSelfAttention, DynamicAttention
 from apps.superres.models.network import ResidualTrunk, run_block
 from backbones.vision.layers import ChannelNorm
 
 if TYPE_CHECKING:
-    from apps.superres.models.config import DLGSANetConfig
+    from apps.superres.models.dlgsanet_config import DLGSANetConfig
     from apps.superres.models.info import ImageInfo
 
 

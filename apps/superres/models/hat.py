@@ -19,13 +19,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from apps.superres.models.config import resolved_upsampler
+from apps.superres.models.config_checks import resolved_upsampler
 from apps.superres.models.hat_attention import OverlappingAttention, WindowAttention
 from apps.superres.models.network import ResidualTrunk, run_block
 from backbones.vision.layers import DropPath, Mlp, drop_path_rates, init_linear
 
 if TYPE_CHECKING:
-    from apps.superres.models.config import HATConfig
+    from apps.superres.models.hat_config import HATConfig
     from apps.superres.models.info import ImageInfo
 
 

@@ -17,7 +17,7 @@ from backbones.attention.partition import relative_bias
 from backbones.attention.window import overlapping_window_attention, window_attention
 
 if TYPE_CHECKING:
-    from apps.superres.models.config import HATConfig
+    from apps.superres.models.hat_config import HATConfig
 
 ALIGNMENT = {"cuda": 8}
 """Fused kernels want channels of a head in multiples of this, by kind of device; the published widths are 24 and 30."""

@@ -39,8 +39,8 @@ from apps.superres.models.network import RestorationNetwork, run_block
 from apps.superres.models.padding import before, pad_both_sides
 
 if TYPE_CHECKING:
-    from apps.superres.models.config import MAXIMConfig
     from apps.superres.models.info import ImageInfo
+    from apps.superres.models.maxim_config import MAXIMConfig
 
 
 class Carried(NamedTuple):

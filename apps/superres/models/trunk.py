@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from apps.superres.models.config import resolved_upsampler
+from apps.superres.models.config_checks import resolved_upsampler
 from apps.superres.models.network import ResidualTrunk
 from apps.superres.models.padding import pad_right_bottom
 from backbones.vision.base import SMALLEST
@@ -35,8 +35,8 @@ from backbones.vision.layers import ChannelNorm
 from graftwork.errors import ConfigError
 
 if TYPE_CHECKING:
-    from apps.superres.models.config import TrunkConfig
     from apps.superres.models.info import ImageInfo
+    from apps.superres.models.trunk_config import TrunkConfig
     from backbones.vision.base import VisionBackbone
 
 

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from apps.superres.models.cfsr import CFSR, EdgeConvolution
-from apps.superres.models.config import CFSRConfig, ImageInfo
+from apps.superres.models.cfsr_config import CFSRConfig
+from apps.superres.models.info import ImageInfo
 from apps.superres.quality import psnr
 from apps.superres.tiles import restore_in_tiles
 from checkpoints.keymap import load_official

@@ -13,9 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from apps.superres.models.config import MODELS, CRAFTConfig, ImageInfo
+from apps.superres.models.config import MODELS
 from apps.superres.models.craft import CRAFT
 from apps.superres.models.craft_attention import PositionNetwork, RectangleAttention
+from apps.superres.models.craft_config import CRAFTConfig
+from apps.superres.models.info import ImageInfo
 from backbones.attention import force
 from checkpoints.keymap import load_official
 from checkpoints.official.superres import KEYMAPS

@@ -13,9 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from apps.superres.models.config import MODELS, DLGSANetConfig, ImageInfo
+from apps.superres.models.config import MODELS
 from apps.superres.models.dlgsanet import DLGSANet
 from apps.superres.models.dlgsanet_attention import ChannelSelfAttention, DynamicAttention, crop_starts
+from apps.superres.models.dlgsanet_config import DLGSANetConfig
+from apps.superres.models.info import ImageInfo
 from backbones.attention import force
 from checkpoints.keymap import load_official
 from checkpoints.official.superres import KEYMAPS

@@ -14,9 +14,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from apps.superres.models import hat_attention
-from apps.superres.models.config import MODELS, HATConfig, ImageInfo
+from apps.superres.models.config import MODELS
 from apps.superres.models.hat import HAT, HybridBlock
 from apps.superres.models.hat_attention import PositionBias
+from apps.superres.models.hat_config import HATConfig
+from apps.superres.models.info import ImageInfo
 from backbones.attention import force
 from checkpoints.keymap import load_official
 from checkpoints.official.superres import KEYMAPS

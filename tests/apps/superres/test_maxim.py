@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from apps.core.cli.resolve import resolve
 from apps.superres.config import SuperresConfig
 from apps.superres.losses import restoration_loss, supervised_loss
-from apps.superres.models.config import MODELS, ImageInfo, MAXIM2Config, MAXIM3Config, MAXIMConfig
+from apps.superres.models.config import MODELS
+from apps.superres.models.info import ImageInfo
 from apps.superres.models.maxim import MAXIM, shrunk
 from apps.superres.models.maxim_blocks import (
     CrossGating,
@@ -25,6 +26,7 @@ from apps.superres.models.maxim_blocks import (
     init_weights,
     resized,
 )
+from apps.superres.models.maxim_config import MAXIM2Config, MAXIM3Config, MAXIMConfig
 from apps.superres.models.padding import before, pad_both_sides
 from apps.superres.module import SuperresModule
 from datamodules.superres.info import RestorationInfo

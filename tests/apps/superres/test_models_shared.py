@@ -9,7 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from apps.superres.models.config import MODELS, ImageInfo, resolved_upsampler
+from apps.superres.models.config import MODELS
+from apps.superres.models.config_checks import resolved_upsampler
+from apps.superres.models.info import ImageInfo
 from apps.superres.models.network import ResidualTrunk, run_block
 from apps.superres.models.normalise import DIV2K_MEAN, ImageRange
 from apps.superres.models.padding import pad_to_multiple
@@ -99,7 +101,10 @@ def test_importing_the_configurations_needs_no_torch():
     import subprocess
     import sys
 
-    code = "import sys, apps.superres.models.config; print('torch' in sys.modules)"
+    code = (
+        "import sys; from apps.superres.models.config import MODELS as m; "
+        "print([*map(m.get, m.names())] and 'torch' in sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
 

@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from apps.core.cli.layers import read_yaml
 from apps.core.cli.resolve import resolve
 from apps.superres.config import SuperresConfig
-from apps.superres.models.config import ImageInfo, TrunkConfig
+from apps.superres.models.info import ImageInfo
 from apps.superres.models.trunk import LevelFusion, TrunkRestorer, chosen_levels
+from apps.superres.models.trunk_config import TrunkConfig
 from backbones.vision.config import config_class
 from backbones.vision.create import create_backbone, without_initial_weights
 from backbones.vision.variants import FAMILIES, VARIANTS

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from apps.superres.models.cfsr import CFSR
-from apps.superres.models.config import CFSRConfig
+from apps.superres.models.cfsr_config import CFSRConfig
 from apps.superres.quality import psnr, ssim
 from apps.superres.tiles import self_ensemble
 from checkpoints.keymap import load_official

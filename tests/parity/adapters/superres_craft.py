@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from apps.superres.models.config import CRAFTConfig
 from apps.superres.models.craft import CRAFT
 from apps.superres.models.craft_attention import PositionNetwork, offsets
+from apps.superres.models.craft_config import CRAFTConfig
 from apps.superres.models.padding import pad_to_multiple
 from backbones.attention.partition import relative_index
 from backbones.attention.window import window_attention

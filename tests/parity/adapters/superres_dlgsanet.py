@@ -7,9 +7,9 @@ import re
 import torch
 from torch import Tensor
 
-from apps.superres.models.config import DLGSANetConfig
 from apps.superres.models.dlgsanet import DLGSANet, Group
 from apps.superres.models.dlgsanet_attention import DynamicAttention
+from apps.superres.models.dlgsanet_config import DLGSANetConfig
 from checkpoints.keymap import load_official
 from checkpoints.official.superres import KEYMAPS
 from tests.parity.adapters.superres_frame import UPSAMPLERS, image_info, training_outputs

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from apps.superres.models.config import HATConfig
 from apps.superres.models.hat import HAT
+from apps.superres.models.hat_config import HATConfig
 from apps.superres.models.padding import pad_to_multiple
 from backbones.attention.partition import overlapping_index, partition, relative_index
 from backbones.attention.window import window_attention
