@@ -25,7 +25,7 @@ from apps.segmentation.robustness import draw_robustness, robustness
 from apps.segmentation.targets import targets_of
 from apps.segmentation.transkd import Distiller, Teacher, open_teacher
 from apps.segmentation.visualise import Array, draw_confusion, draw_maps, draw_segmentation, outlined
-from apps.segmentation.windows import Viewer
+from apps.segmentation.windows import Viewer, nearest, resized
 from checkpoints.keymap import KeyMap
 from checkpoints.official.segmentation import KEYMAPS
 from datamodules.segmentation.info import IGNORED, SegmentationInfo
@@ -101,29 +101,29 @@ class SegmentationModule(GraftModule):
     def predict_batch(self, batch: Batch) -> Prediction:
         """Classes, and segments, of whole images."""
         images: Tensor = batch["image"]
-        seen = self.config.inference
-        if self.tells_objects and self.viewer.one_view and seen.mode == "whole" and not seen.shorter_side:
-            padded = continued(images)
-            output = self.model(padded)  # once for both
-            height, width = size_of(images)
-            scores = self.model.head.class_scores(output, size_of(padded))[..., :height, :width]
-            probabilities = self.model.head.probabilities(scores)
-            return self._objects(self._classes(batch, probabilities), output, padded, batch)
-        prediction = self._classes(batch, self.viewer.class_probabilities(images, batch.get("size")))
         if not self.tells_objects:
-            return prediction
-        padded = continued(images)
-        return self._objects(prediction, self.model(padded), padded, batch)
+            return self._classes(batch, self.viewer.class_probabilities(images, batch.get("size")))
+        seen = self.viewer.brought(images)
+        output = self.model(continued(seen))
+        if self.viewer.one_view and self.config.inference.mode == "whole":  # the same output has the classes
+            height, width = size_of(seen)
+            scores = self.model.head.class_scores(output, size_of(continued(seen)))[..., :height, :width]
+            probabilities = self.model.head.probabilities(resized(scores, size_of(images)))
+        else:
+            probabilities = self.viewer.class_probabilities(images, batch.get("size"))
+        return self._objects(self._classes(batch, probabilities), output, seen, batch)
 
-    def _objects(self, prediction: Prediction, output: Any, padded: Tensor, batch: Batch) -> Prediction:
-        """A prediction with segments and, in tests, instances; ``output`` is for the ``padded`` images."""
-        height, width = size_of(batch["image"])
-        segments = self.model.head.panoptic(output, size_of(padded), self.config.panoptic)
-        cut = [image._replace(segments=image.segments[:height, :width]) for image in segments]
+    def _objects(self, prediction: Prediction, output: Any, seen: Tensor, batch: Batch) -> Prediction:
+        """A prediction with segments and, in tests, instances; ``output`` is what the model gave for ``seen``."""
+        size, own, padded = size_of(seen), size_of(batch["image"]), size_of(continued(seen))
+        segments = self.model.head.panoptic(output, padded, self.config.panoptic)
+        cut = [image._replace(segments=nearest(image.segments[: size[0], : size[1]], own)) for image in segments]
         found = with_segments(prediction, cut)
         if not self.finds_instances:
             return found
-        return found._replace(detections=detections(self.model.head.instances(output, size_of(padded)), batch))
+        objects = self.model.head.instances(output, padded)
+        cut = [image._replace(masks=nearest(image.masks[:, : size[0], : size[1]], own)) for image in objects]
+        return found._replace(detections=detections(cut, batch))
 
     def _classes(self, batch: Batch, probabilities: Tensor) -> Prediction:
         certainty, labels = probabilities.max(1)

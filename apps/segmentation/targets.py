@@ -20,11 +20,16 @@ def targets_of(batch: Mapping[str, Any]) -> Targets:
             void, ``segment_classes`` [B, S] int64 filled up with -1 and ``segment_crowd`` [B, S].
 
     Returns:
-        Segments are those of the data but for crowds, or all pixels of a class where the data is semantic.
+        Segments are those of the data but for crowds, whose pixels are ignored; or all pixels of a class where the data
+        is semantic.
     """
     labels: Tensor = batch["mask"]
     if "segments" not in batch:
         return Targets(labels, [class_segments(image) for image in labels])
+    numbers, crowds = batch["segments"].long(), batch["segment_crowd"].bool()
+    if crowds.any():
+        spread = crowds.gather(1, numbers.clamp(min=0).flatten(1)).view_as(numbers)
+        labels = labels.masked_fill(spread & (numbers >= 0), IGNORED)
     images = zip(batch["segments"], batch["segment_classes"], batch["segment_crowd"], strict=True)
     return Targets(labels, [_segments(*image) for image in images])
 

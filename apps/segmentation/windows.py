@@ -76,6 +76,16 @@ def resized(maps: Tensor, size: Sequence[int]) -> Tensor:
     return F.interpolate(maps, size=tuple(size), mode="bilinear", align_corners=False)
 
 
+def nearest(maps: Tensor, size: Sequence[int]) -> Tensor:
+    """Maps of numbers or of truth [..., h, w] at ``size``, height and width; the value of the nearest position."""
+    if maps.shape[-2:] == tuple(size):
+        return maps
+    for axis, (length, wanted) in enumerate(zip(maps.shape[-2:], size, strict=True), start=-2):
+        places = (torch.arange(wanted, device=maps.device) + 0.5) * (length / wanted)
+        maps = maps.index_select(axis, places.long().clamp(max=length - 1))
+    return maps
+
+
 def slide(
     predict: Scores,
     images: Tensor,
@@ -275,13 +285,20 @@ class Viewer:
 
     def _at_its_size(self, images: Tensor) -> Tensor:
         """Scores from one view of images whose shorter side is brought to that of the configuration."""
-        size = images.shape[-2:]
-        if not self.config.shorter_side:
-            return self.whole_or_windows(images)
         # relative to what a view made of the image, so that scales stay scales
-        factor = self.config.shorter_side / min(self._own)
-        seen = resized(images, [max(1, int(side * factor + 0.5)) for side in size])
-        return resized(self.whole_or_windows(seen), size)
+        return resized(self.whole_or_windows(self.brought(images, min(self._own))), images.shape[-2:])
+
+    def brought(self, images: Tensor, shorter: int = 0) -> Tensor:
+        """Images with the shorter side that the configuration wants, [B, channels, h, w].
+
+        Args:
+            images: [B, channels, H, W].
+            shorter: Side that becomes the wanted one; the images' own shorter side if 0.
+        """
+        if not self.config.shorter_side:
+            return images
+        factor = self.config.shorter_side / (shorter or min(images.shape[-2:]))
+        return resized(images, [max(1, int(side * factor + 0.5)) for side in images.shape[-2:]])
 
     def at_once(self, size: tuple[int, int], device: torch.device) -> int:
         """Windows of a size that are seen at once; on a CPU one, because its caches hold no more."""

@@ -177,3 +177,35 @@ def test_segments_of_targets_are_those_of_the_data_without_crowds():
     found = targets_of(batch).segments[0]
     # the crowd is left out, and so is a segment that no pixel of the crop shows
     assert found.classes.tolist() == [0, 1] and found.masks.int().tolist() == [[[1, 0, 0, 0]], [[0, 0, 1, 0]]]
+    assert targets_of(batch).labels.tolist() == [[[0, 255, 1, 255]]]  # nor does a classifier of pixels learn from it
+    assert mask.tolist() == [[[0, 0, 1, 255]]]
+
+
+@pytest.mark.parametrize("scales", [[1.0], [0.75, 1.0]])
+def test_segments_are_found_at_the_wanted_side_and_given_at_the_images_own(tmp_path, scales):
+    info = small(tmp_path, **OBJECTS).data.build(seed=0)
+    info.setup()
+    seen = []
+
+    def found(**words):
+        torch.manual_seed(0)
+        module = SegmentationModule(small(tmp_path, **OBJECTS, **words), info.info).eval()
+        module.finds_instances = True
+        module.model.backbone.register_forward_hook(lambda _, images, __: seen.append(tuple(images[0].shape[2:])))
+        batch = {
+            **module.example_batch(2),
+            "image": torch.randn(2, 3, 32, 48, generator=torch.Generator().manual_seed(1)),
+        }
+        batch |= {"mask": torch.zeros(2, 32, 48).long(), "segments": torch.zeros(2, 32, 48).int()}
+        batch["size"] = torch.tensor([[32, 48]] * 2)
+        with torch.no_grad():
+            return module.predict_batch(batch)
+
+    own = found(**{"inference.scales": scales})
+    assert set(seen) == {(32, 48)} if scales == [1.0] else (32, 48) in seen
+    seen.clear()
+    large = found(**{"inference.scales": scales, "inference.shorter_side": 64})
+    assert set(seen) == {(64, 96)} if scales == [1.0] else (64, 96) in seen
+    assert large.labels.shape == large.segments.shape == own.segments.shape == (2, 32, 48)
+    assert not torch.equal(own.detections.areas, large.detections.areas)
+    assert large.detections.areas.max() <= 32 * 48

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from apps.segmentation.config import InferenceConfig
 from apps.segmentation.sources import ArraySource, PillowSource, TiffSource, label_file, open_image
 from apps.segmentation.tiles import TileGrid, predict_labels, predict_tiles
-from apps.segmentation.windows import Viewer, average_of_views, slide, windows
+from apps.segmentation.windows import Viewer, average_of_views, nearest, slide, windows
 from datamodules.guard import CorruptSample
 from datamodules.segmentation.info import SegmentationInfo
 from graftwork.errors import ConfigError, ShapeError, UserError
@@ -349,3 +349,14 @@ def test_tiles_of_an_image_that_is_to_be_resized_are_refused():
     viewer = Viewer(Local(), lambda scores: scores.softmax(1), INFO, InferenceConfig(shorter_side=64))
     with pytest.raises(ConfigError, match=r"shorter_side=64 .* 40 x 50 pixels"):
         predict_labels(viewer, ArraySource(np.zeros((40, 50, 3), dtype=np.uint8)), np.zeros((40, 50), dtype=np.uint8))
+
+
+def test_nearest_takes_the_position_whose_middle_is_nearest():
+    maps = torch.tensor([[1, 2], [3, 4]], dtype=torch.int32)
+    assert nearest(maps, (2, 2)) is maps
+    assert nearest(maps, (4, 3)).tolist() == [[1, 2, 2], [1, 2, 2], [3, 4, 4], [3, 4, 4]]
+    assert nearest(maps > 1, (1, 2)).tolist() == [[True, True]]
+    assert nearest(torch.zeros(0, 5, 7, dtype=torch.bool), (2, 3)).shape == (0, 2, 3)
+    large = torch.arange(35).reshape(5, 7)
+    expected = F.interpolate(large[None, None].double(), size=(8, 3), mode="nearest-exact")[0, 0]
+    assert torch.equal(nearest(large, (8, 3)).double(), expected)
