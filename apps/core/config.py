@@ -92,6 +92,8 @@ class TrainerConfig:
     """Machines of a multi-node run."""
     strategy: str = "auto"
     """Lightning strategy: auto, ddp, fsdp, ..."""
+    sync_batchnorm: bool = False
+    """Batch norms take their statistics over all devices."""
     precision: str = "32-true"
     """32-true, bf16-mixed, 16-mixed, ..."""
     accumulate_grad_batches: int = 1

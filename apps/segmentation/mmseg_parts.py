@@ -14,7 +14,6 @@ Shape legend: B batch, C classes, H x W image.
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import torch
@@ -22,7 +21,6 @@ from torch import Tensor, nn
 
 from apps.segmentation.losses import Average, cross_entropy
 from apps.segmentation.mmseg_bridge import registry
-from backbones.vision.config import BACKBONES
 from backbones.vision.create import create_backbone
 from datamodules.segmentation.info import IGNORED
 from graftwork.errors import ConfigError
@@ -34,8 +32,8 @@ class GraftworkBackbone(nn.Module):
     Args:
         name: Of ``python -m backbones list``, ``timm:<model>``, or ``custom:package.module.Class``.
         init_cfg: Not used; weights come from ``pretrained`` or ``weights``.
-        options: Arguments of :func:`backbones.vision.create.create_backbone`. ``output_norms`` is on where the family
-            has it, as in published segmentation models; ``drop_path`` and ``weights`` are the ones to think of.
+        options: Arguments of :func:`backbones.vision.create.create_backbone`. Maps are normalised as in
+            published segmentation models unless ``output_norms`` says otherwise; ``drop_path`` and ``weights`` are the ones to think of.
 
     Attributes:
         out_channels: Channels of the maps, fine to coarse; ``in_channels`` of a head.
@@ -52,11 +50,8 @@ class GraftworkBackbone(nn.Module):
             raise ConfigError(
                 f"init_cfg={init_cfg} is not for GraftworkBackbone", mend="Give weights=FILE or pretrained=True"
             )
-        known = {field.name for field in dataclasses.fields(BACKBONES.get(name, "backbone.name"))}
         options = {key: list(value) if isinstance(value, list | tuple) else value for key, value in options.items()}
-        if "output_norms" in known:
-            options.setdefault("output_norms", True)
-        self.backbone = create_backbone(name, **options)
+        self.backbone = create_backbone(name, dense=True, **options)
         self.out_channels = tuple(self.backbone.channels)
         self.strides = tuple(self.backbone.strides)
 

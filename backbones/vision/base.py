@@ -116,8 +116,17 @@ class VisionBackbone(nn.Module):
         if stages is not None:
             del stages[self.last + 1 :]
         if output_norms:
-            widths = zip(self.out_indices, self.channels, strict=True)  # named by level, as official weights have it
-            self.output_norms = nn.ModuleDict({str(i): ChannelNorm(width, eps=self.norm_eps) for i, width in widths})
+            self.add_output_norms()
+
+    def add_output_norms(self) -> None:
+        """Put a layer norm on every returned map."""
+        widths = zip(self.out_indices, self.channels, strict=True)  # named by level, as official weights have it
+        self.output_norms = nn.ModuleDict({str(i): ChannelNorm(width, eps=self.norm_eps) for i, width in widths})
+
+    @property
+    def has_layer_norms(self) -> bool:
+        """Whether there are layer norms inside, so that models for dense prediction normalise what it returns."""
+        return any(isinstance(module, nn.LayerNorm) for module in self.modules())
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Feature maps of images.

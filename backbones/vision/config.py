@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from backbones.vision.dinat_dilations import dilation_problems
 from backbones.vision.variants import FAMILIES, VARIANTS, Variant
@@ -33,8 +33,9 @@ class BackboneConfig:
     """Stochastic depth: share of samples that skip a residual branch in the last block, growing linearly from 0."""
     checkpointing: bool = False
     """Gradient checkpointing: less memory in training, for about a third more time."""
-    output_norms: bool = False
-    """A layer norm on every returned map, as heads for dense prediction want it from transformers."""
+    output_norms: bool | Literal["auto"] = "auto"
+    """A layer norm on every returned map; auto adds them for dense prediction to trunks that have layer norms inside,
+    as their published models do, unless the head is published without."""
     freeze: int = 0
     """Stages that are not trained, from the input on; 1 is the stem alone, -1 is the whole backbone."""
     lora_rank: int = 0
@@ -62,16 +63,19 @@ class BackboneConfig:
         # the class of a variant is made on demand, so another process must be told to make it
         return _unpickled, (self.variant, dict(vars(self)))
 
-    def build(self, *, in_channels: int = 3, out_indices: Sequence[int] | None = None) -> VisionBackbone:
+    def build(
+        self, *, in_channels: int = 3, out_indices: Sequence[int] | None = None, dense: bool = False
+    ) -> VisionBackbone:
         """The backbone, with its weights and adapters.
 
         Args:
             in_channels: Channels of the images.
             out_indices: Levels to return, see :class:`backbones.vision.base.VisionBackbone`; all if omitted.
+            dense: Whether it is for dense prediction, where ``output_norms`` is left to it.
         """
         from backbones.vision.create import assemble
 
-        return assemble(self, in_channels=in_channels, out_indices=out_indices)
+        return assemble(self, in_channels=in_channels, out_indices=out_indices, dense=dense)
 
     def structure(self, **common: Any) -> VisionBackbone:
         """The bare network; ``common`` are ``in_channels``, ``out_indices``, ``checkpointing`` and ``output_norms``."""

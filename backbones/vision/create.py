@@ -39,6 +39,7 @@ def create_backbone(
     out_indices: Sequence[int] | None = None,
     drop_path: float = 0.0,
     checkpointing: bool = False,
+    dense: bool = False,
     **options: Any,
 ) -> VisionBackbone:
     """Build a vision backbone by name.
@@ -51,6 +52,8 @@ def create_backbone(
         out_indices: Levels to return, 0 for the finest, negative ones from the end; all if omitted.
         drop_path: Stochastic-depth rate of the last block.
         checkpointing: Compute blocks again in the backward pass instead of keeping their activations.
+        dense: Put layer norms on the returned maps of trunks that have layer norms inside, as published models for
+            dense prediction do; ``output_norms`` as an option decides for all trunks.
         options: Further fields of the backbone's configuration, for instance ``output_norms=True``, ``freeze=2``,
             ``lora_rank=8`` or ``dilations="auto"``.
 
@@ -65,7 +68,7 @@ def create_backbone(
     """
     common = {"pretrained": pretrained, "drop_path": drop_path, "checkpointing": checkpointing}
     config = _config(name, {**common, "weights": str(weights or ""), **options})
-    backbone: VisionBackbone = config.build(in_channels=in_channels, out_indices=out_indices)
+    backbone: VisionBackbone = config.build(in_channels=in_channels, out_indices=out_indices, dense=dense)
     return backbone
 
 
@@ -105,9 +108,20 @@ def create_classifier(
     return assemble_classifier(config, classes, in_channels=in_channels)
 
 
-def assemble(config: BackboneConfig, *, in_channels: int, out_indices: Sequence[int] | None) -> VisionBackbone:
-    """The backbone of a configuration: structure, weights, adapters, frozen stages."""
+def assemble(
+    config: BackboneConfig, *, in_channels: int, out_indices: Sequence[int] | None, dense: bool = False
+) -> VisionBackbone:
+    """The backbone of a configuration: structure, weights, adapters, frozen stages.
+
+    Args:
+        config: Which.
+        in_channels: Channels of the images.
+        out_indices: Levels to return; all if omitted.
+        dense: Whether it is for dense prediction, see ``output_norms`` of the configuration.
+    """
     backbone = _structure(config, in_channels, out_indices)
+    if dense and config.output_norms == "auto" and backbone.has_layer_norms:
+        backbone.add_output_norms()
     if not backbone.channels:
         raise ConfigError(
             f"{config.variant} gives no maps of a regular stride, so it can only classify",
@@ -148,7 +162,7 @@ def _structure(config: BackboneConfig, in_channels: int, out_indices: Sequence[i
         in_channels=in_channels,
         out_indices=out_indices,
         checkpointing=config.checkpointing,
-        output_norms=config.output_norms,
+        output_norms=config.output_norms is True,
     )
 
 

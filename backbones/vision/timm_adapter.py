@@ -205,6 +205,10 @@ class TimmBackbone(VisionBackbone):
             keep_statistics(trunk)
         self.trunk: Any = trunk
         self._depths = Depths(trunk)
+        kept = trunk.no_weight_decay() if hasattr(trunk, "no_weight_decay") else ()
+        for name, parameter in trunk.named_parameters():
+            if name in kept or name.endswith("relative_position_bias_table"):
+                parameter._no_weight_decay = True
 
     def train(self, mode: bool = True) -> TimmBackbone:
         """Training mode, for everything that is not frozen."""

@@ -45,7 +45,7 @@ def build_trainer(
     if settings.threads:
         torch.set_num_threads(settings.threads)
     try:
-        return pl.Trainer(
+        trainer = pl.Trainer(
             **_options(settings),
             gradient_clip_val=config.optim.clip_norm or None,
             limit_val_batches=settings.limit_val_batches if validate else 0,
@@ -63,6 +63,13 @@ def build_trainer(
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         where = _option_at_fault(first, settings)
         raise ConfigError(first.rstrip("."), where, "Run doctor to see what this machine has") from error
+    if settings.sync_batchnorm and trainer.world_size > 1 and trainer.strategy.root_device.type == "cpu":
+        raise ConfigError(
+            f"torch shares statistics between GPUs alone, and these are {trainer.world_size} processes on CPUs",
+            "trainer.sync_batchnorm",
+            "Leave it at false",
+        )
+    return trainer
 
 
 def refuse_impossible(config: AppConfig, task: str) -> None:
@@ -108,7 +115,7 @@ def _options(settings: TrainerConfig) -> dict[str, Any]:
     """Options that have the same meaning here and there. ``max_steps`` is ours, see ``StepLimit``."""
     same = (
         "max_epochs accelerator num_nodes strategy accumulate_grad_batches check_val_every_n_epoch "
-        "limit_train_batches limit_test_batches log_every_n_steps deterministic precision"
+        "limit_train_batches limit_test_batches log_every_n_steps deterministic precision sync_batchnorm"
     )
     options = {name: getattr(settings, name) for name in same.split()}
     return {**options, "devices": parse_devices(settings.devices)}

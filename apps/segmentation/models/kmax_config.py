@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from apps.segmentation.models.info import HeadInfo
 from graftwork.errors import all_problems
@@ -22,6 +22,9 @@ _SAMPLING = ("pixel_samples", "semantic_samples", "pixel_balance", "semantic_bal
 @dataclass(kw_only=True)
 class KMaXConfig:
     """kMaX-DeepLab: masks as clusters of pixels, found by k-means in attention; the defaults are those for COCO."""
+
+    normalised: ClassVar[bool] = False
+    """Published models have no norms between trunk and head."""
 
     queries: int = 128
     """Cluster centres, which is the most segments an image can have; 256 for Cityscapes."""

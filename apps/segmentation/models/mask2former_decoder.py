@@ -168,6 +168,8 @@ class MaskedDecoder(nn.Module):
         self.query_features = nn.Parameter(torch.randn(queries, width))
         self.query_positions = nn.Parameter(torch.randn(queries, width))
         self.level_positions = nn.Parameter(torch.randn(maps, width))
+        for table in (self.query_features, self.query_positions, self.level_positions):
+            table._no_weight_decay = True  # type: ignore[attr-defined]
         self.projections = nn.ModuleList(
             _projection(channels, width) if project or channels != width else nn.Identity() for _ in range(maps)
         )

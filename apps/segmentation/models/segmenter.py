@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 
 from apps.segmentation.models.head import SegmentationHead, Size
 from apps.segmentation.models.info import HeadInfo
+from backbones.vision.config import BackboneConfig
 from graftwork.errors import ConfigError, ShapeError
 
 if TYPE_CHECKING:
@@ -85,16 +85,17 @@ def continued(images: Tensor) -> Tensor:
 def build_segmenter(config: SegmenterConfig, info: SegmentationInfo) -> Segmenter:
     """The model for images and classes of these data.
 
-    Levels are normalised where the family has norms for them, as in published segmentation models. Stages of the
-    backbone after the last level that the head reads are not built.
+    Levels are normalised as in published models, see ``output_norms`` of backbones. Stages of the backbone after the
+    last level that the head reads are not built.
 
     Raises:
         ConfigError: The head cannot use the backbone's levels.
     """
     trunk = config.backbone
-    if "output_norms" in {field.name for field in dataclasses.fields(trunk)}:
-        trunk = dataclasses.replace(trunk, output_norms=True)
-    backbone = trunk.build(in_channels=info.channels)
+    options: dict[str, Any] = {"in_channels": info.channels}
+    if isinstance(trunk, BackboneConfig):  # others decide for themselves
+        options["dense"] = getattr(config.head, "normalised", True)
+    backbone = trunk.build(**options)
     sizes = HeadInfo(
         channels=tuple(backbone.channels),
         strides=tuple(backbone.strides),
@@ -105,7 +106,7 @@ def build_segmenter(config: SegmenterConfig, info: SegmentationInfo) -> Segmente
     head = config.head.build(sizes)
     kept = [level for place, level in enumerate(backbone.out_indices) if place <= max(head.reads)]
     if len(kept) < len(backbone.out_indices):
-        backbone = trunk.build(in_channels=info.channels, out_indices=kept)
+        backbone = trunk.build(**options, out_indices=kept)
     _freeze_unread(backbone, head.reads)
     return Segmenter(backbone, head)
 

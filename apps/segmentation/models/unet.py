@@ -122,6 +122,7 @@ class WindowUpsample(nn.Module):
         self.mlp = Mlp(width, MLP_RATIO * width)
         self.positions = nn.Parameter(torch.empty((2 * window - 1) ** 2, heads))
         nn.init.trunc_normal_(self.positions, std=0.02)
+        self.positions._no_weight_decay = True  # type: ignore[attr-defined]
 
     def forward(self, coarse: Tensor, fine: Tensor) -> Tensor:
         """[B, C, h, w] and [B, C', H, W] to [B, D, H, W].

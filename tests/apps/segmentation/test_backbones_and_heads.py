@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from apps.core.cli.resolve import resolve
+from apps.core.run.optim import parameter_groups
 from apps.segmentation.config import PanopticConfig, SegmentationConfig
 from apps.segmentation.models.segmenter import Segmenter
 from apps.segmentation.targets import targets_of
@@ -174,3 +175,41 @@ def test_stages_that_no_head_reads_are_not_built():
     whole, rest = (sum(value.numel() for value in found.backbone.parameters()) for found in (model, short))
     assert rest < whole / 10
     assert short.eval().class_scores(torch.randn(1, 3, 64, 96)).shape == (1, 3, 64, 96)
+
+
+def has_norms(backbone: str, head: str, **words) -> bool:
+    options = {f"model.head.{name}": value for name, value in NARROW.get(head, {}).items()}
+    options |= {f"model.backbone.{name}": value for name, value in words.items()}
+    config = resolve(SegmentationConfig, [], {"model.backbone": backbone, "model.head": head, **options})
+    return config.model.build(INFO).backbone.output_norms is not None
+
+
+def test_levels_are_normalised_as_in_published_models():
+    assert has_norms("swin_tiny", "upernet") and has_norms("timm:test_convnext", "upernet")
+    assert not has_norms("timm:test_resnet", "mask2former")  # batch norms inside
+    assert not has_norms("timm:test_convnext", "kmax")  # as published
+    assert has_norms("timm:test_resnet", "segformer", output_norms=True)
+    assert not has_norms("swin_tiny", "segformer", output_norms=False)
+    assert has_norms("timm:test_convnext", "kmax", output_norms=True)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "head", "tables"),
+    [
+        ("swin_tiny", "mask2former", 12 + 3),
+        ("timm:test_vit", "upernet", 2),
+        ("timm:test_convnext", "unet", 3),
+    ],
+)
+def test_tables_of_positions_and_queries_are_not_decayed(backbone, head, tables):
+    options = {"model.head.upsample": "wau"} if head == "unet" else {}
+    options |= {f"model.head.{name}": value for name, value in NARROW.get(head, {}).items()}
+    config = resolve(SegmentationConfig, [], {"model.backbone": backbone, "model.head": head, **options})
+    model = config.model.build(INFO)
+    names = ("bias_table", "query_features", "positions", "pos_embed", "cls_token")
+    found = {name: value for name, value in model.named_parameters() if name.endswith(names) and value.ndim > 1}
+    found.pop("head.pixel_decoder.level_positions", None)  # decays as published
+    decayed = {
+        id(value) for group in parameter_groups(model, 0.1) if group["weight_decay"] for value in group["params"]
+    }
+    assert len(found) == tables and not [name for name, value in found.items() if id(value) in decayed]

@@ -32,3 +32,10 @@ def test_compiling_needs_setuptools(tmp_path, monkeypatch):
 def test_an_option_that_lightning_refuses_is_named(key, value, tmp_path):
     with pytest.raises(ConfigError, match=rf"^trainer\.{key}: "):
         build_trainer(toy(tmp_path, **{f"trainer.{key}": value}), tmp_path)
+
+
+def test_batch_norms_are_not_shared_between_processes_on_cpus(tmp_path):
+    words = {"trainer.sync_batchnorm": True, "trainer.accelerator": "cpu"}
+    build_trainer(toy(tmp_path, **words), tmp_path)
+    with pytest.raises(ConfigError, match=r"trainer\.sync_batchnorm: torch shares .* 2 processes on CPUs"):
+        build_trainer(toy(tmp_path, **words, **{"trainer.devices": 2, "trainer.strategy": "ddp"}), tmp_path)
