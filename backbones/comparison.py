@@ -77,8 +77,8 @@ def compare_forms(
         timings["fast"].p50 * 1e3,
         timings["literal"].p50 * 1e3,
         *ratio(timings["literal"], timings["fast"]),
-        peak_memory(fast) / 2**20,
-        peak_memory(literal) / 2**20,
+        peak_memory(fast, ours.device) / 2**20,
+        peak_memory(literal, ours.device) / 2**20,
         float((ours - plain).abs().max() / plain.abs().max().clamp(min=1e-12)),
     )
 
@@ -97,9 +97,11 @@ def training_call(leaves: Sequence[Tensor], run: Callable[[str], Tensor]) -> Cal
     return lambda backend: torch.autograd.grad(run(backend), leaves, grad)
 
 
-def grow(name: str, lengths: Sequence[int], call: Callable[[int], Callable[[], Any]]) -> Memory:
+def grow(
+    name: str, lengths: Sequence[int], call: Callable[[int], Callable[[], Any]], device: torch.device | str = "cpu"
+) -> Memory:
     """Peak memory of ``call(length)()`` at each length, see :func:`backbones.timing.peak_memory`."""
-    peaks = [peak_memory(call(length)) for length in lengths]
+    peaks = [peak_memory(call(length), device) for length in lengths]
     return Memory(name, list(lengths), peaks, growth_exponent(lengths, peaks))
 
 

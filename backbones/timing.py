@@ -85,21 +85,25 @@ def _summary(runs: list[float]) -> Timing:
     return Timing(statistics.median(ordered), p90, ordered[0], ordered[-1], tuple(runs))
 
 
-def peak_memory(function: Callable[[], Any]) -> int:
+def peak_memory(function: Callable[[], Any], device: torch.device | str = "cpu") -> int:
     """Bytes of tensor memory that ``function`` holds at once at most, on top of what existed before.
 
-    On a GPU torch's allocator counts them. On the CPU every storage that an operator makes, forward or backward, is
-    counted from its birth to its end, whichever tensor keeps it alive; scratch memory inside an operator's kernel is
-    not seen. Run it apart from timing: counting is slow.
+    On a CUDA device torch's allocator counts them, whose peak statistics of that device start anew. Elsewhere every
+    storage that an operator makes, forward or backward, is counted from its birth to its end, whichever tensor keeps it
+    alive; scratch memory inside an operator's kernel is not seen. Run it apart from timing: counting is slow.
+
+    Args:
+        function: What is measured.
+        device: Where its tensors lie, whatever else the process has used.
     """
     gc.collect()
-    if torch.cuda.is_initialized():
-        torch.cuda.synchronize()
-        before = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize(device)
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
         function()
-        torch.cuda.synchronize()
-        return torch.cuda.max_memory_allocated() - before
+        torch.cuda.synchronize(device)
+        return torch.cuda.max_memory_allocated(device) - before
     counter = _LiveBytes()
     with counter:
         function()

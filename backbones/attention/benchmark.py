@@ -192,7 +192,7 @@ def memory_growth(name: str, sides: Sequence[int] = SIDES, device: str = "cpu") 
         training = _training(CASES[name].build(round(positions**0.5), device))
         return lambda: training("auto")
 
-    return grow(name, [side * side for side in sides], step)
+    return grow(name, [side * side for side in sides], step, device)
 
 
 def peaks(names: Iterable[str], device: str = "cpu", *, train: bool = True) -> list[Peak]:
@@ -200,12 +200,12 @@ def peaks(names: Iterable[str], device: str = "cpu", *, train: bool = True) -> l
     rows = []
     for name in names:
         call = CASES[name].build(CASES[name].side, device)
-        rows.append(_peak(name, _training(call) if train else _inference(call)))
+        rows.append(_peak(name, _training(call) if train else _inference(call), device))
     return rows
 
 
-def _peak(name: str, step: Callable[[str], Any]) -> Peak:
-    return Peak(name, peak_memory(lambda: step("auto")), peak_memory(lambda: step("math")))
+def _peak(name: str, step: Callable[[str], Any], device: str) -> Peak:
+    return Peak(name, *(peak_memory(lambda form=form: step(form), device) for form in ("auto", "math")))
 
 
 def _training(call: Call) -> Callable[[str], Any]:

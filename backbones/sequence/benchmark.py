@@ -144,4 +144,4 @@ def memory_growth(name: str, size: Size, lengths: Sequence[int] = (1024, 2048, 4
         call = CASES[name].build(Size(**{**vars(size), "length": length}))
         return lambda: call("auto")
 
-    return grow(name, lengths, step)
+    return grow(name, lengths, step, size.device)

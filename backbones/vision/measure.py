@@ -122,11 +122,11 @@ def benchmark(name: str, setting: Setting) -> dict[str, Any]:
     row: dict[str, Any] = {"name": name, "parameters": sum(p.numel() for p in backbone.parameters()), "gmacs": gmacs}
     row |= _timed(_forward(backbone, images, setting), _forward(rival, images, setting) if rival else None, setting, "")
     row["images_per_s"] = setting.batch / row["latency_ms"] * 1e3
-    row["memory_mib"] = peak_memory(_forward(backbone, images, setting)) / 2**20
+    row["memory_mib"] = peak_memory(_forward(backbone, images, setting), setting.device) / 2**20
     if setting.train:
         ours = _step(backbone, images, setting)
         row |= _timed(ours, _step(rival, images, setting) if rival else None, setting, "train_")
-        row["train_memory_mib"] = peak_memory(ours) / 2**20
+        row["train_memory_mib"] = peak_memory(ours, setting.device) / 2**20
     return {**row, "attention": served}
 
 

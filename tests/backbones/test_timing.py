@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+import pytest
 import torch
 
 from backbones.timing import measure, peak_memory, ratio
@@ -37,6 +38,20 @@ def test_peak_counts_what_is_alive_at_once():
 
     assert peak_memory(one_after_another) == 4000
     assert peak_memory(at_once) == 20000
+
+
+def test_the_device_decides_how_memory_is_counted(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)  # another model of the process lies on a GPU
+    for name in ("synchronize", "memory_allocated", "reset_peak_memory_stats", "max_memory_allocated"):
+        monkeypatch.setattr(torch.cuda, name, lambda *_: pytest.fail("asked the GPU"))
+    assert peak_memory(lambda: torch.ones(1000)) == 4000
+    assert peak_memory(lambda: torch.ones(1000), torch.device("cpu")) == 4000
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_counts_by_its_allocator():
+    assert 4 << 20 <= peak_memory(lambda: torch.ones(1 << 20, device="cuda"), "cuda") < 8 << 20
+    assert peak_memory(lambda: torch.ones(1000)) == 4000
 
 
 def test_views_and_results_in_place_cost_nothing():

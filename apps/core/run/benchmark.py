@@ -82,7 +82,7 @@ def measured(
     backends, used = _backends(forward, attention)
     kinds = {"forward": forward, **({"train_step": train} if train else {})}
     calls = {
-        name: _figures({backend: _forced(backend, call) for backend in backends}, batch_size, budget_s)
+        name: _figures({backend: _forced(backend, call) for backend in backends}, batch_size, budget_s, module.device)
         for name, call in kinds.items()
     }
     return {"parameters": total, "trained_parameters": trained, "flops": counted, "attention": used, "calls": calls}
@@ -105,13 +105,16 @@ def _forced(backend: str, call: Callable[[], Any]) -> Callable[[], Any]:
     return forced
 
 
-def _figures(calls: Mapping[str, Callable[[], Any]], batch_size: int, budget_s: float) -> dict[str, Any]:
+def _figures(
+    calls: Mapping[str, Callable[[], Any]], batch_size: int, budget_s: float, device: torch.device
+) -> dict[str, Any]:
     timings = measure(calls, repeats=affordable(calls.values(), budget_s))
     figures: dict[str, Any] = {"backends": {}}
     for name, call in calls.items():
         p50, p90, fastest, slowest, runs = timings[name]
         times = {"p50_s": p50, "p90_s": p90, "min_s": fastest, "max_s": slowest, "repeats": len(runs)}
-        figures["backends"][name] = {**times, "samples_per_s": batch_size / p50, "peak_bytes": peak_memory(call)}
+        peak = peak_memory(call, device)
+        figures["backends"][name] = {**times, "samples_per_s": batch_size / p50, "peak_bytes": peak}
     if len(calls) == 2:
         fast, plain = timings.values()
         figures["ratio"] = ratio(plain, fast)._asdict()  # how many times faster than the plain formula

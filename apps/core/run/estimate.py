@@ -83,7 +83,7 @@ def estimate(module: Any, datamodule: Any, batches: int = 3, budget_s: float = 1
         evals=limited(len(datamodule.val_dataloader()), settings.limit_val_batches),
         workers=datamodule.num_workers,
         state_bytes=state_bytes(module, 1 if module.config.optim.name == "sgd" else 2),
-        step_bytes=peak_memory(train or forward),
+        step_bytes=peak_memory(train or forward, module.device),
     )
 
 
