@@ -108,7 +108,8 @@ class Restorer:
         if not self._bytes_per_pixel:
             probe = torch.zeros(1, images.shape[1], PROBE, PROBE, device=device)
             with torch.no_grad():
-                self._bytes_per_pixel = peak_memory(lambda: self.model(probe)) / PROBE**2
+                self.model(probe)  # what it makes once and keeps is no cost of a pixel
+                self._bytes_per_pixel = peak_memory(lambda: self.model(probe), device) / PROBE**2
         return self._bytes_per_pixel
 
     def _budget(self, device: torch.device) -> float:
@@ -131,7 +132,13 @@ class Restorer:
         return half
 
     def _say(self, tile: int, images: Tensor) -> None:
+        height, width = images.shape[2:]
+        if not self._said and getattr(self.model, "receptive_radius", None) is None:
+            text = (
+                "this network sees the whole image: in tiles its results, and their scores, differ slightly from those "
+                "of whole images (--tiles.size %d takes this one whole where memory allows)"
+            )
+            logger.warning(text, max(height, width))
         if tile not in self._said:
             self._said.add(tile)
-            height, width = images.shape[2:]
             logger.info("%d x %d pixels in tiles of %d with margins of %d", height, width, tile, self.margin)

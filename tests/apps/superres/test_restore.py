@@ -65,6 +65,38 @@ def test_tiles_are_chosen_by_the_memory_of_a_pass(photo, monkeypatch):
     assert restorer.tile_for(photo) == 0
 
 
+class Keeping(Net):
+    """Makes a table at its first call, and keeps it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = None
+
+    def forward(self, images: Tensor) -> Tensor:
+        if self.table is None:
+            self.table = torch.ones(10**6)
+        return super().forward(images)
+
+
+def test_the_cost_of_a_pixel_does_not_depend_on_what_was_called_before(photo):
+    net = Keeping()
+    fresh = Restorer(net, 2)._cost(photo, torch.device("cpu"))
+    assert fresh == Restorer(net, 2)._cost(photo, torch.device("cpu")) < 10**6 / restore.PROBE**2
+
+
+def test_networks_that_see_everything_say_that_tiles_differ(photo, caplog):
+    net = Net()
+    Restorer(net, 2, TileConfig(size=32))(photo)
+    assert "differ" not in caplog.text
+    net.receptive_radius = None
+    restorer = Restorer(net, 2, TileConfig(size=80, margin=4))
+    restorer(photo[..., :70, :])
+    assert "differ" not in caplog.text  # in one piece
+    for _ in range(2):
+        restorer(photo)
+    assert caplog.text.count("their scores, differ slightly from those of whole images (--tiles.size 90 takes") == 1
+
+
 def test_smaller_tiles_after_memory_ran_out(photo, caplog):
     net = Net(most=64 * 64)
     restored = Restorer(net, 2)(photo)
