@@ -9,6 +9,7 @@ import io
 import os
 import struct
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,9 @@ FORMATS = {
 """Ending of a file to its format."""
 
 DEEP, TRANSPARENT = ("PNG", "TIFF"), ("PNG", "TIFF", "WEBP")
+LONGEST = {"JPEG": 65500, "WEBP": 16383}
+"""Pixels that a side may have, where a format is limited."""
+
 _WITH_PROFILE = ("PNG", "JPEG", "TIFF", "WEBP")
 _WITH_DPI = ("PNG", "JPEG", "TIFF", "BMP")
 _INCH_M = 0.0254
@@ -59,19 +63,19 @@ def write_image(
         bits: 8 or 16 bits per channel.
         metadata: What :func:`~datamodules.superres.image.read_image` found. BMP and PPM hold none of it, a TIFF file of
             16 bits holds the descriptions of EXIF alone.
-        quality: Of JPEG and WebP, from 1 to 100; colours are not subsampled.
+        quality: Of JPEG, from 1 to 100; colours are not subsampled. All other formats lose nothing.
 
     Returns:
         The path.
 
     Raises:
-        DataError: The format is not known or cannot hold 16 bits or opacity, or the file cannot be written; the message
-            names a format that can.
+        DataError: The format is not known or cannot hold the image (see :func:`format_of`), or the file cannot be
+            written.
         ShapeError: The pixels are no image, or the opacity has another size.
         MissingPackageError: 16 bits are asked for, and the package that writes them is not installed.
     """
     path, extra = Path(path), metadata or Metadata()
-    kind = _format(path, bits, alpha is not None)
+    kind = format_of(path, np.shape(pixels)[:2], bits=bits, transparent=alpha is not None)
     values = _values(pixels, alpha, bits)
     if bits == 16:
         content = _png16(values, extra) if kind == "PNG" else _tiff16(values, extra, alpha is not None)
@@ -81,7 +85,21 @@ def write_image(
     return path
 
 
-def _format(path: Path, bits: int, transparent: bool) -> str:
+def format_of(path: Path, sides: Sequence[int], *, bits: int, transparent: bool) -> str:
+    """The format that the ending of a file's name says, where it can hold an image: to ask before the work is done.
+
+    Args:
+        path: The file to write.
+        sides: Height and width of the image, in pixels.
+        bits: Per channel.
+        transparent: Whether the image has opacity.
+
+    Returns:
+        Pillow's name of the format.
+
+    Raises:
+        DataError: The format is not known or cannot hold such an image; the message names one that can.
+    """
     kind = FORMATS.get(path.suffix.lower())
     if kind is None:
         known = ", ".join(FORMATS)
@@ -92,6 +110,10 @@ def _format(path: Path, bits: int, transparent: bool) -> str:
         raise DataError(f"{kind} files cannot hold 16 bits per channel", str(path), "Name it .png or .tif")
     if transparent and kind not in TRANSPARENT:
         raise DataError(f"{kind} files cannot hold opacity", str(path), "Name it .png, .tif or .webp")
+    longest = max(sides, default=0)
+    if longest > LONGEST.get(kind, longest):
+        what = f"cannot be written as {kind}: a side of {longest} pixels is longer than {LONGEST[kind]}"
+        raise DataError(what, str(path), "Name it .png or .tif")
     return kind
 
 
@@ -130,10 +152,10 @@ def _by_pillow(path: Path, values: NDArray[np.uint8], kind: str, extra: Metadata
         options |= {"exif": extra.exif} if extra.exif else {}
     if kind in _WITH_DPI and extra.dpi:
         options["dpi"] = extra.dpi
-    if kind in ("JPEG", "WEBP"):
-        options["quality"] = quality
     if kind == "JPEG":
-        options["subsampling"] = 0
+        options |= {"quality": quality, "subsampling": 0}
+    if kind == "WEBP":
+        options |= {"lossless": True, "exact": True}  # exact keeps the colours of what is transparent
     if kind == "TIFF" and not extra.exif:  # libtiff cannot write the folders of EXIF
         options["compression"] = "tiff_adobe_deflate"
     stream = io.BytesIO()
