@@ -23,15 +23,16 @@ if TYPE_CHECKING:
 class PositionNetwork(nn.Module):
     """A logit for every head and every offset between a query and a key, from a small network on the offset.
 
-    Surprise: its layer norms have ``width / 32`` features, and a norm over a single one gives its bias, whatever the
-    offset. In the published network, with 48 features, all logits of a head are therefore raised by the same number,
-    which softmax does not notice: no bias is added, and the parameters, kept for official weights, are frozen.
+    Surprise: its layer norms have a 32nd of the network's features, and a norm over a single one gives its bias,
+    whatever the offset; below 32 features there are none, and the last bias alone is left. In the published network,
+    with 48 features, all logits of a head are therefore raised by the same number, which softmax does not notice: no
+    bias is added, and the parameters, kept for official weights, are frozen.
 
     On a CPU the bias is kept while no gradient is wanted, for as long as the parameters hold the numbers it was made
     of: weights that are loaded, averaged or moved need no further care.
 
     Args:
-        width: p.
+        width: p, 0 and above.
         heads: h.
         window: Height and width of the rectangle.
 
@@ -46,7 +47,7 @@ class PositionNetwork(nn.Module):
         self.layers = nn.ModuleList(
             nn.Sequential(nn.LayerNorm(width), nn.ReLU(), nn.Linear(width, out)) for out in (width, width, heads)
         )
-        self.constant = width == 1
+        self.constant = width <= 1
         self.requires_grad_(not self.constant)
         self._kept: tuple[Tensor, Tensor] | None = None
 
@@ -96,12 +97,12 @@ def _identical(a: Tensor, b: Tensor) -> bool:
 class RectangleAttention(nn.Module):
     """Multi-head self-attention within rectangles, and a depth-wise convolution of the values beside it.
 
-    The first half of the heads sees ``window``, the other half the same upright. Shifted rectangles go on at the other
-    side of the map: nothing is hidden.
+    The first half of the features sees ``window``, the other half the same upright. Shifted rectangles go on at the
+    other side of the map: nothing is hidden.
 
     Args:
         config: Sizes of the network.
-        heads: Heads of both halves together.
+        heads: Twice the heads of each half, or one more.
         shifted: Whether the rectangles lie half their sides further down and to the right.
     """
 

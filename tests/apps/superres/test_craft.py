@@ -164,6 +164,14 @@ def test_published_size_equals_the_formula_with_its_biases():
         torch.testing.assert_close(model(images(16, 32)), by_formula(model, images(16, 32)))
 
 
+@pytest.mark.parametrize(("width", "heads"), [(6, 2), (16, 2), (20, 5), (24, 3), (48, 3)])
+def test_narrow_networks_and_odd_heads_equal_the_formula(width, heads):
+    model, x = small(width=width, heads=(heads,), depths=(2,)), images()
+    assert model.groups[0].rectangles[0].attention.heads == heads // 2
+    with torch.no_grad():
+        torch.testing.assert_close(model(x), by_formula(model, x))
+
+
 def test_literal_attention_gives_the_same():
     model, x = small(), images(7, 10)
     with torch.no_grad():
@@ -245,6 +253,10 @@ def test_a_network_on_one_feature_gives_every_offset_the_same():
     assert network.embed.weight.abs().sum() > 0
     assert torch.equal(table, table[:1].expand_as(table)) and network() is None
     assert not any(parameter.requires_grad for parameter in network.parameters())
+    empty = position(width=0)
+    (last,) = [parameter for name, parameter in empty.named_parameters() if name == "layers.2.2.bias"]
+    assert torch.equal(empty.table(), last.expand(15, 2)) and empty() is None
+    assert not any(parameter.requires_grad for parameter in empty.parameters())
     wider = position(width=8)
     assert all(parameter.requires_grad for parameter in wider.parameters())
     assert wider.table().std(0).min() > 0.01
@@ -408,8 +420,11 @@ def official(model: CRAFT) -> dict[str, Tensor]:
     return found
 
 
-def test_weights_of_an_official_file_are_read(tmp_path):
-    source, model, x = small(), small(), images()
+@pytest.mark.parametrize("options", [{}, {"width": 16, "heads": (2,)}, {"width": 24, "heads": (3,)}])
+def test_weights_of_an_official_file_are_read(tmp_path, options):
+    source, model, x = small(**options), small(**options), images()
+    last = official(source)["layers.0.residual_group.srwa_blocks.0.attns.1.pos.pos3.2.weight"]
+    assert last.shape == (source.config.heads[0] // 2, source.config.width // 32)
     buffers = {f"{name}_{half}": torch.zeros(8, 8) for name in ("relative_position_index", "biases") for half in "hv"}
     torch.save({"params": official(source) | buffers}, tmp_path / "craft.pth")
     with torch.no_grad():
@@ -442,9 +457,10 @@ def test_export_with_any_batch():
     ("options", "message"),
     [
         ({"heads": (6,)}, r"width=64 must be a multiple of heads=6; try heads=4"),
-        ({"width": 60, "heads": (3,)}, r"heads=3 must be even: .*; try heads=4"),
+        ({"heads": (1,)}, r"heads=1 must be at least 2, .*; try heads=2"),
+        ({"width": 30, "heads": (5,)}, r"half of it, rounded down, must divide 15, half of width=30; try heads=6"),
         ({"heads": (2, 4, 4)}, r"heads=\(2, 4, 4\) must be one number, or one for each of depths=\(1,\)"),
-        ({"width": 24}, r"width=24 must be even and at least 32"),
+        ({"width": 33, "heads": (3,)}, r"width=33 must be even: each half of the features"),
         ({"window": (0, 4)}, r"window=\(0, 4\) must be height and width"),
         ({"gate_ratio": 0.01}, r"gate_ratio=0.01 leaves no features of width=64"),
         ({"upsampler": "residual"}, r"upsampler=residual keeps the size and cannot give scale=2; use light"),
