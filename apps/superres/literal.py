@@ -8,7 +8,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -19,6 +18,7 @@ from apps.superres.models import craft_attention, hat_attention
 from apps.superres.models.cfsr import EDGE_MASKS, EdgeConvolution
 from backbones.attention import dispatch
 from backbones.attention.partition import Pair, merge, pair, partition
+from backbones.attention.tables import table
 from backbones.vision.layers import ChannelNorm
 
 
@@ -121,19 +121,19 @@ def windows_by_products(
     logits = (q * (channels**-0.5 if scale is None else scale)) @ k.transpose(-2, -1)
     logits = logits if bias is None else logits + bias
     if any(shifts) and not wrap:
-        mask = _mask(height, width, sides, shifts)
+        mask = _mask(height, width, sides, shifts, logits.dtype, logits.device)
         logits = (logits.unflatten(0, (-1, len(mask))) + mask[:, None]).flatten(0, 1)
     mixed = merge((logits.softmax(-1) @ v).transpose(1, 2), sides, height, width)
     return mixed.roll(back, (1, 2)) if any(shifts) else mixed
 
 
-@lru_cache(maxsize=8)
-def _mask(height: int, width: int, sides: Pair, shifts: Pair) -> Tensor:
+@table(maxsize=8)
+def _mask(height: int, width: int, sides: Pair, shifts: Pair, dtype: torch.dtype, device: torch.device) -> Tensor:
     """-100 between tokens that a shift brought together, [windows, n, n]; kept, as careful code does."""
     parts = []
     for length, side, shift in zip((height, width), sides, shifts, strict=True):
-        place = torch.arange(length)
+        place = torch.arange(length, device=device)
         parts.append((place >= length - side).long() + (place >= length - shift).long() if shift else 0 * place)
     regions = (3 * parts[0][:, None] + parts[1])[None, :, :, None, None]
     tokens = partition(regions, sides).flatten(1)
-    return torch.where(tokens[:, :, None] == tokens[:, None], 0.0, -100.0)
+    return torch.where(tokens[:, :, None] == tokens[:, None], 0.0, -100.0).to(dtype)
