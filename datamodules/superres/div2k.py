@@ -41,7 +41,7 @@ def find_div2k(config: Div2kConfig) -> Layout:
     if valid or config.val_root:
         return Layout(root, {"train": train, **({"val": valid, "test": valid} if valid else {})})
     shares = {"val": config.val_share} if config.val_share else {}
-    return Layout(root, cut(train, shares), tuple(shares))
+    return Layout(root, cut(train, shares, config.sub_images), tuple(shares))
 
 
 def _images(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,6 +12,9 @@ from pathlib import Path, PurePosixPath
 from datamodules.image_files import is_hidden
 from datamodules.superres.pairs import Pair
 from graftwork.errors import DataError
+
+_PIECE = re.compile(r"_s\d+$")
+"""End of the name of a sub-image: 0001_s003 is the third of 0001."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,29 +64,34 @@ def named_uniquely(groups: Mapping[str, Sequence[Pair]]) -> tuple[Pair, ...]:
     )
 
 
-def cut(pairs: Sequence[Pair], shares: Mapping[str, float]) -> dict[str, tuple[Pair, ...]]:
+def cut(pairs: Sequence[Pair], shares: Mapping[str, float], sub_images: bool = False) -> dict[str, tuple[Pair, ...]]:
     """Set aside a share of the images for splits that have no folder, by the hash of their names.
 
     Args:
         pairs: Training images.
         shares: Share of each split to cut out, above 0.
+        sub_images: They are pieces of images, which overlap: all of an image go into one split, and shares are those
+            of whole images.
 
     Returns:
         The cut splits, and what is left to train on; the same on every machine, whatever else the folder holds. At
         least one image stays for training, and each split gets at least one where there are enough.
     """
-    ranked = sorted(pairs, key=lambda pair: _rank(pair.name))
+    wholes = {pair: _whole(pair, sub_images) for pair in pairs}
+    ranked = sorted(dict.fromkeys(wholes.values()), key=lambda whole: _rank(whole[1]))
     left = len(ranked) - 1
-    result: dict[str, Sequence[Pair]] = {}
+    result: dict[str, Sequence[tuple[Path, str]]] = {}
     for split, share in shares.items():
         taken = max(0, min(left, max(1, round(share * len(ranked)))))
         left -= taken
         # validation takes the lowest ranks, testing the highest: changing one share leaves the other split as it is
         chosen = ranked[:taken] if split == "val" else ranked[len(ranked) - taken :]
         result[split] = chosen
-    place = {pair: split for split, chosen in result.items() for pair in chosen}
-    splits = {split: tuple(pair for pair in pairs if place.get(pair, "train") == split) for split in ("train", *shares)}
-    return {split: chosen for split, chosen in splits.items() if chosen}
+    place = {whole: split for split, chosen in result.items() for whole in chosen}
+    splits: dict[str, list[Pair]] = {split: [] for split in ("train", *shares)}
+    for pair, whole in wholes.items():
+        splits[place.get(whole, "train")].append(pair)
+    return {split: tuple(members) for split, members in splits.items() if members}
 
 
 def folder_names(root: Path) -> str:
@@ -92,5 +101,11 @@ def folder_names(root: Path) -> str:
     return ", ".join(f"'{name}'" for name in names[:6]) + rest if names else "no folders"
 
 
+def _whole(pair: Pair, sub_images: bool) -> tuple[Path, str]:
+    """Folder and name of the image that a file holds all of, or a piece."""
+    name = PurePosixPath(pair.name).name
+    return pair.original.parent, _PIECE.sub("", name) if sub_images else name
+
+
 def _rank(name: str) -> bytes:
-    return hashlib.blake2b(PurePosixPath(name).name.encode(), digest_size=8).digest()
+    return hashlib.blake2b(name.encode(), digest_size=8).digest()

@@ -290,6 +290,22 @@ def test_validation_images_are_cut_where_there_are_none(tmp_path):
     assert [len(layout.splits[split]) for split in ("train", "val")] == [18, 2] and layout.cut == ("val",)
 
 
+def test_pieces_of_an_image_are_not_cut_apart(tmp_path):
+    pieces = [f"{number:04d}_s{piece:03d}" for number in range(12) for piece in range(1, 1 + number % 3)]
+    tree(tmp_path, *(f"DIV2K_train_HR_sub/{piece}.png" for piece in pieces),
+         *(f"Flickr2K_HR_sub/{piece}.png" for piece in pieces if not piece.endswith("_s002")))  # fmt: skip
+    layout = find_images(Div2kConfig(root=str(tmp_path), variant="DF2K", sub_images=True, val_share=0.25))
+    images = {
+        split: {(pair.original.parent.name, pair.original.stem.partition("_")[0]) for pair in pairs}
+        for split, pairs in layout.splits.items()
+    }
+    assert not images["train"] & images["val"]
+    assert len(images["val"]) == 4 and len(images["train"]) == 12  # 8 photographs in either set
+    assert sum(map(len, layout.splits.values())) == 12 + 8
+    cut_by_piece = cut(layout.splits["train"] + layout.splits["val"], {"val": 0.25})
+    assert len(cut_by_piece["val"]) == 5  # names alone: a quarter of the files
+
+
 def test_div2k_that_is_not_there(tmp_path):
     with pytest.raises(DataError) as caught:
         find_images(Div2kConfig(root=str(tmp_path)))
