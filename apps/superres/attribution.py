@@ -73,9 +73,9 @@ def local_attribution(
 
 def diffusion_index(weights: Tensor) -> float:
     """How widely importance is spread: ``100 * (1 - Gini coefficient)`` of the weights [H, W]."""
-    ordered = weights.double().flatten().sort().values
+    ordered = weights.cpu().double().flatten().sort().values  # some GPUs know no float64
     count = len(ordered)
-    ranks = torch.arange(1, count + 1, dtype=torch.float64, device=ordered.device)
+    ranks = torch.arange(1, count + 1, dtype=torch.float64)
     gini = float((2 * ranks - count - 1) @ ordered / (count * ordered.sum().clamp(min=1e-30)))
     return 100 * (1 - gini)
 

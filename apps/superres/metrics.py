@@ -19,6 +19,9 @@ from datamodules.superres.bicubic import imresize
 from datamodules.superres.degradations.mosaic import interpolated
 from datamodules.superres.info import RestorationInfo
 
+CEILING = 100.0
+"""dB that a higher PSNR counts as, so that an image restored without any error does not make the mean infinite."""
+
 MOST_ROWS = 500
 """Images of the table; of more, those with the lowest PSNR are shown."""
 
@@ -27,7 +30,7 @@ NAME_BYTES = 96
 
 
 class ImageScores(Metric):
-    """Scores of every image, gathered over processes.
+    """Scores of every image, gathered over processes; of one that comes again, as in place of a corrupt one, the first.
 
     Args:
         scores: Scores per image, K.
@@ -53,7 +56,7 @@ class ImageScores(Metric):
             names: Name of each.
             scores: [B, K].
         """
-        rows = torch.cat([indices.to(scores)[:, None], scores.detach().double()], dim=1)
+        rows = torch.cat([indices.to(scores.device).double()[:, None], scores.detach().double()], dim=1)
         self.rows.append(rows)  # type: ignore[union-attr]
         self.names.append(_as_bytes(names).to(rows.device))  # type: ignore[union-attr]
 
@@ -63,12 +66,13 @@ class ImageScores(Metric):
             return [], torch.zeros(0, self.scores, dtype=torch.float64)
         rows, names = dim_zero_cat(self.rows).cpu(), dim_zero_cat(self.names).cpu()
         order = rows[:, 0].argsort(stable=True)
+        order = order[rows[order, 0].diff(prepend=rows.new_full((1,), -1)) > 0]
         return _as_text(names[order]), rows[order, 1:]
 
     @property
     def seen(self) -> int:
         """Images of this process."""
-        return sum(len(rows) for rows in self.rows)
+        return len({index for rows in self.rows for index in rows[:, 0].tolist()})
 
 
 class RestorationMetrics(nn.Module):
@@ -76,9 +80,10 @@ class RestorationMetrics(nn.Module):
 
     ``psnr`` and ``ssim`` follow the papers on the degradation: luma without a border of as many pixels as the scale for
     super-resolution, all channels for noise, blur and compression. Both are means over images of the scores of 8-bit
-    images. Where luma is scored ``psnr_rgb`` is that of all channels; ``psnr_b`` counts the blocking of JPEG too. The
-    baseline is bicubic resizing for super-resolution, bilinear interpolation for mosaics, the degraded image itself for
-    the others; it is computed once for each image, because evaluation degrades an image in the same way each time.
+    images; a PSNR above :data:`CEILING`, as that of an image restored exactly, counts as this much. Where luma is
+    scored ``psnr_rgb`` is that of all channels; ``psnr_b`` counts the blocking of JPEG too. The baseline is bicubic
+    resizing for super-resolution, bilinear interpolation for mosaics, the degraded image itself for the others; it is
+    computed once for each image, because evaluation degrades an image in the same way each time.
 
     Args:
         info: Scale, degradation and protocol of the data.
@@ -104,11 +109,12 @@ class RestorationMetrics(nn.Module):
         """
         indices: Tensor = batch["index"]
         names = batch.get("name") or [str(index) for index in indices.tolist()]
-        self.ours.update(indices, names, self.scored(prediction, batch["gt"]))
-        self.trivial.update(indices, names, self._trivial_scores(batch))
+        scores = self.scored(prediction, batch["gt"])
+        self.ours.update(indices, names, scores)
+        self.trivial.update(indices, names, self._trivial_scores(batch).to(scores.device))
 
     def scored(self, images: Tensor, originals: Tensor) -> Tensor:
-        """Scores of images, in the order of ``columns``: [B, K] float64.
+        """Scores of images, in the order of ``columns``: [B, K] float64, PSNR up to :data:`CEILING`.
 
         NaN where an image is too small for SSIM; the border of an image that has nothing else is scored.
         """
@@ -116,13 +122,16 @@ class RestorationMetrics(nn.Module):
         height, width = originals.shape[-2:]
         border = border if min(height, width) > 2 * border else 0
         wide_enough = min(height, width) - 2 * border >= WINDOW
-        unknown = torch.full((len(images),), math.nan, dtype=torch.float64, device=images.device)
-        found = {}
+        found: dict[str, Tensor] = {}
         for name in self.columns:
             measure = {"psnr": psnr, "ssim": ssim, "psnr_b": psnr_b}[name.removesuffix("_rgb")]
             seen_in = "rgb" if name.endswith("_rgb") else colour
-            possible = wide_enough or measure is not ssim
-            found[name] = measure(images, originals, border=border, colour=seen_in) if possible else unknown
+            if measure is not ssim:
+                found[name] = measure(images, originals, border=border, colour=seen_in).clamp(max=CEILING)
+            elif wide_enough:
+                found[name] = ssim(images, originals, border=border, colour=seen_in)
+            else:
+                found[name] = torch.full_like(found["psnr"], math.nan)
         return torch.stack([found[name] for name in self.columns], dim=1)
 
     def _trivial_scores(self, batch: Mapping[str, Any]) -> Tensor:
@@ -130,7 +139,7 @@ class RestorationMetrics(nn.Module):
         if any(index not in self._known for index in indices):
             scores = self.scored(trivial(batch["lq"], self.info), batch["gt"])
             self._known.update(zip(indices, scores.cpu(), strict=True))
-        return torch.stack([self._known[index] for index in indices]).to(batch["gt"].device)
+        return torch.stack([self._known[index] for index in indices])
 
     def compute(self) -> dict[str, float]:
         """Means over images of the restored ones."""

@@ -30,6 +30,9 @@ WINDOW, DEVIATION = 11, 1.5
 STABILITY = (0.01 * PEAK) ** 2, (0.03 * PEAK) ** 2
 """Constants c1 and c2 of SSIM."""
 
+WITHOUT_DOUBLE = ("mps",)
+"""Kinds of devices that know no float64, as Apple's GPUs: images that lie there are scored on the CPU."""
+
 BLOCK = 8
 """Side of the blocks of JPEG, in pixels."""
 
@@ -49,7 +52,7 @@ def eight_bit(images: Images) -> Tensor:
         images: Floating point from 0 to 1; uint8 stays as it is.
 
     Returns:
-        Tensor [..., C, H, W] uint8.
+        Tensor [..., C, H, W] uint8, where the images are or on the CPU, see :data:`WITHOUT_DOUBLE`.
 
     Raises:
         DataError: Another type of pixels.
@@ -248,7 +251,7 @@ def _tensor(images: Images) -> Tensor:
     if isinstance(images, Tensor):
         if images.ndim < 3:
             raise ShapeError(f"expected a tensor [..., C, H, W], got {list(images.shape)}")
-        return images
+        return images.cpu() if images.device.type in WITHOUT_DOUBLE else images
     if images.ndim not in (2, 3):
         raise ShapeError(f"expected an array [H, W] or [H, W, C], got {list(images.shape)}")
     channels_last = images[..., None] if images.ndim == 2 else images

@@ -6,6 +6,7 @@ its kernel and bias; convolutions of one map add up to one; ``x + convolution(x)
 
 from __future__ import annotations
 
+import copy
 from typing import TYPE_CHECKING, cast
 
 import torch
@@ -106,6 +107,7 @@ class MergedCFSR(CFSRTrunk):
     def fold(self, source: CFSR) -> None:
         """Take over the function of a network of the same sizes, its device and type too."""
         self.to(source.after_body.weight)
+        source = copy.deepcopy(source).cpu()  # not every GPU knows float64
         for name in ("range", "shallow", "norm", "after_body", "reconstruction"):
             self.get_submodule(name).load_state_dict(source.get_submodule(name).state_dict())
         for merged, layer in zip(self.built_layers, source.built_layers, strict=True):

@@ -209,6 +209,15 @@ def official(model: CFSR) -> dict[str, Tensor]:
     return found
 
 
+def test_merging_is_computed_on_the_cpu(monkeypatch):
+    """GPUs of Apple know no float64."""
+    model, moved = small(), []
+    monkeypatch.setattr(CFSR, "cpu", lambda network: moved.append(network) or network)
+    merged = model.merge()
+    assert len(moved) == 1 and moved[0] is not model
+    torch.testing.assert_close(merged(images()), model(images()))
+
+
 def test_weights_of_summed_edges_fit_both_forms():
     published = small(edges="merged")
     other = small(edges="merged", layer_scale=0.5)

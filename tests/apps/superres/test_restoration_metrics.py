@@ -14,11 +14,12 @@ from hypothesis import strategies as st
 from apps.core.metrics.direction import higher_is_better
 from apps.core.protocols import MetricSuite
 from apps.superres import metrics
-from apps.superres.metrics import ImageScores, RestorationMetrics, trivial
+from apps.superres.metrics import CEILING, ImageScores, RestorationMetrics, trivial
 from apps.superres.quality import psnr, psnr_b, ssim
 from datamodules.superres.bicubic import imresize
-from datamodules.superres.config import BenchmarkConfig, GeneratedConfig
+from datamodules.superres.config import BenchmarkConfig, FolderConfig, GeneratedConfig
 from datamodules.superres.degradations.config import BicubicConfig, JpegConfig, MosaicConfig
+from datamodules.superres.generated import write_generated
 from datamodules.superres.info import RestorationInfo
 
 SR = RestorationInfo(scale=2, channels=3, colour="y", border=2)
@@ -53,6 +54,32 @@ def test_scores_by_hand():
     assert suite.compute()["psnr"] == pytest.approx(peak - 10)  # errors 1 and 100: the mean of decibels, not of errors
     assert suite.baseline()["psnr"] == pytest.approx(peak - 10 * math.log10(4))
     assert suite.count() == 2 and isinstance(suite, MetricSuite)
+
+
+def test_an_image_restored_exactly_leaves_the_means_finite():
+    suite, sample = RestorationMetrics(DENOISING), batch(2, scale=1)
+    sample["lq"] = sample["gt"].clone()
+    ours = sample["gt"].clone()
+    ours[1] *= 0.9
+    suite.update(sample, ours)
+    other = float(psnr(ours[1], sample["gt"][1]))
+    assert suite.compute()["psnr"] == pytest.approx((CEILING + other) / 2) and suite.baseline()["psnr"] == CEILING
+    first, second = suite.tables()["scores by image"]
+    assert first["PSNR"] == second["PSNR of baseline"] == CEILING > second["PSNR"]
+
+
+def test_an_image_in_place_of_a_corrupt_one_is_scored_once(tmp_path):
+    photos = write_generated(GeneratedConfig(root=str(tmp_path), images=12, side=48))
+    victim = sorted((photos / "test").rglob("*.png"))[0]
+    victim.write_bytes(victim.read_bytes()[:60])
+    data = FolderConfig(root=str(photos), degradation=BicubicConfig(scale=2), on_corrupt="skip", cache="off").build(0)
+    data.setup()
+    suite, samples = RestorationMetrics(data.info), list(data.test_dataloader())
+    for sample in samples:
+        suite.update(sample, restored(sample))
+    rows = suite.tables()["scores by image"]
+    assert len(samples) == 3 and len({row["image"] for row in rows}) == len(rows) == suite.count() == 2
+    assert suite.compute()["psnr"] == pytest.approx(np.mean([row["PSNR"] for row in rows]))
 
 
 def test_super_resolution_scores_luma_without_its_border():
