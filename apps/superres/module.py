@@ -17,11 +17,11 @@ from apps.core.run.module import GraftModule
 from apps.superres.attribution import local_attribution
 from apps.superres.config import SuperresConfig
 from apps.superres.losses import restoration_loss, supervised_loss
-from apps.superres.metrics import RestorationMetrics, trivial
+from apps.superres.metrics import CEILING, RestorationMetrics, trivial
 from apps.superres.models.config import MODELS
 from apps.superres.models.info import ImageInfo
 from apps.superres.models.network import inference_form
-from apps.superres.models.upsample import scale_of
+from apps.superres.models.upsample import channels_of, scale_of
 from apps.superres.quality import psnr
 from apps.superres.restore import Restorer
 from apps.superres.visualise import Array, draw_attribution, draw_crops, extreme_crops, plain
@@ -94,8 +94,15 @@ class SuperresModule(GraftModule):
         return self.restorer(batch["lq"]).to(batch["lq"].device)
 
     def validation_loss(self, batch: Batch, prediction: Tensor) -> Tensor:
-        """The training loss on whole images."""
-        return restoration_loss(prediction, batch["gt"], self.config.loss.kind)["loss"]
+        """The training loss of the restored images, which are whole here; of all that a network gives, the last."""
+        settings = self.config.loss
+        return restoration_loss(
+            prediction,
+            batch["gt"],
+            settings.kind,
+            frequency_weight=settings.frequency_weight,
+            focus_gamma=settings.focus_gamma,
+        )["loss"]
 
     def metric_suite(self, split: str) -> RestorationMetrics:
         """Streaming metrics of a split."""
@@ -113,7 +120,9 @@ class SuperresModule(GraftModule):
         """Crops of the largest gain and loss, the error, and the image before and after behind a slider."""
         info, name = self.images, str(sample.get("name", sample["index"]))
         baseline = trivial(sample["lq"][None].float(), info)[0]
-        gain = psnr(prediction[None], sample["gt"][None]) - psnr(baseline[None], sample["gt"][None])
+        restored, before = (
+            psnr(image[None], sample["gt"][None]).clamp(max=CEILING) for image in (prediction, baseline)
+        )
         ours, other, truth = (_pixels(image) for image in (prediction, baseline, sample["gt"]))
         degraded = _enlarged(_pixels(sample["lq"]), info.scale)
         word = "bicubic" if info.scale > 1 else "bilinear" if info.pattern else "unrestored"
@@ -123,7 +132,7 @@ class SuperresModule(GraftModule):
         ]
         error = np.abs(ours - truth).mean(-1)
         crops = draw_crops(rows, ("degraded", word, "ours", "original"), error)
-        caption = f"{name}: {float(gain):+.2f} dB on all channels against {word}."
+        caption = f"{name}: {float(restored - before):+.2f} dB on all channels against {word}."
         slider = f"{name}: {word} on the left, ours on the right; move the bar."
         return [
             Picture(f"crops_{name}", caption, crops),
@@ -152,7 +161,7 @@ class SuperresModule(GraftModule):
         """Load tensors.
 
         Raises:
-            WeightsError: They do not fit, or are those of another scale; the message names both scales.
+            WeightsError: They do not fit, or are those of other channels or another scale; the message names both.
         """
         trained = self._scale_of(state, meta)
         if trained is not None and trained != self.images.scale:
@@ -164,7 +173,11 @@ class SuperresModule(GraftModule):
         super().load_weights(state, meta)
 
     def start_from(self, state: Mapping[str, Tensor], meta: WeightsMeta) -> None:
-        """Begin with weights; of those for another scale all but the last layers, as papers train x4 from x2."""
+        """Begin with weights; of those for another scale all but the last layers, as papers train x4 from x2.
+
+        Raises:
+            WeightsError: They do not fit, or are those of other channels.
+        """
         trained = self._scale_of(state, meta)
         if trained is None or trained == self.images.scale:
             self.load_weights(state, meta)
@@ -185,9 +198,21 @@ class SuperresModule(GraftModule):
         return {name.removeprefix("model."): value for name, value in state.items()}
 
     def _scale_of(self, state: Mapping[str, Tensor], meta: WeightsMeta) -> int | None:
-        """The scale that weights were trained for; None where nothing tells."""
+        """The scale that weights were trained for; None where nothing tells.
+
+        Raises:
+            WeightsError: They were trained for images of other channels.
+        """
+        named, ours = self._named(state, meta), self.images.channels
+        channels = channels_of(named)
+        if channels not in (None, ours):
+            raise WeightsError(
+                f"these are weights for images of {channels} channels, the model is built for {ours}",
+                str(meta.path),
+                f"Set --data.channels {channels}" if channels in (1, 3) else "Take weights for images like these",
+            )
         known = (meta.info or {}).get("scale")
-        return int(known) if known is not None else scale_of(self._named(state, meta), self.images.channels)
+        return int(known) if known is not None else scale_of(named)
 
     def example_batch(self, batch_size: int) -> dict[str, Tensor]:
         """Random patches of the configured size, for benchmarks and exports."""

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from apps.superres.models.info import ImageInfo
 from graftwork.errors import all_problems
 
-Upsampler = Literal["auto", "classical", "light", "residual"]
+Upsampler = Literal["auto", "classical", "light", "nearest", "residual"]
 COUNTS = ("width", "kernel", "compress", "squeeze")
 
 
@@ -76,6 +76,11 @@ def head_problems(config: Any) -> Iterator[str]:
             yield f"width={config.width} must be a multiple of heads={heads}; try heads={divisor(config.width, heads)}"
 
 
+def doubles(scale: int) -> bool:
+    """Whether doubling, at least once, makes the scale."""
+    return scale > 1 and scale & (scale - 1) == 0
+
+
 def info_problems(upsampler: str, own: str, info: ImageInfo) -> Iterator[str]:
     """Sizes of images that the last layers cannot give."""
     scale, kind = info.scale, resolved_upsampler(upsampler, own, info)
@@ -85,5 +90,7 @@ def info_problems(upsampler: str, own: str, info: ImageInfo) -> Iterator[str]:
         yield f"scale={scale} must be at least 1"
     elif kind == "classical" and scale != 3 and scale & (scale - 1):
         yield f"upsampler=classical cannot give scale={scale}; use scale 1, 2, 3, 4, 8, ... or upsampler=light"
+    elif kind == "nearest" and not doubles(scale):
+        yield f"upsampler=nearest cannot give scale={scale}; use scale 2, 4, 8, ... or upsampler=light"
     elif kind == "residual" and scale != 1:
         yield f"upsampler=residual keeps the size and cannot give scale={scale}; use {own}"

@@ -9,13 +9,15 @@ import math
 import re
 from collections.abc import Mapping
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from apps.superres.models.config_checks import doubles
 from apps.superres.models.info import ImageInfo
 from graftwork.errors import ConfigError
 
 CLASSICAL_WIDTH = 64
-"""Features between the convolutions of :class:`ClassicalReconstruction`."""
+"""Features between the convolutions of :class:`ClassicalReconstruction` and :class:`NearestReconstruction`."""
 
 
 class ClassicalReconstruction(nn.Module):
@@ -66,6 +68,36 @@ class LightReconstruction(nn.Module):
         return images
 
 
+class NearestReconstruction(nn.Module):
+    """Steps that repeat every pixel and convolve, each doubling the resolution, between convolutions.
+
+    Args:
+        width: D, features.
+        scale: A power of two from 2.
+        channels: C.
+
+    Source: SwinIR's ``nearest+conv``, for photographs of low quality. Surprise: the first leaky ReLU has slope 0.01,
+    the others 0.2.
+    """
+
+    def __init__(self, width: int, scale: int, channels: int) -> None:
+        super().__init__()
+        self.before = nn.Conv2d(width, CLASSICAL_WIDTH, 3, padding=1)
+        self.steps = nn.ModuleList(
+            nn.Conv2d(CLASSICAL_WIDTH, CLASSICAL_WIDTH, 3, padding=1) for _ in range(scale.bit_length() - 1)
+        )
+        self.refine = nn.Conv2d(CLASSICAL_WIDTH, CLASSICAL_WIDTH, 3, padding=1)
+        self.last = nn.Conv2d(CLASSICAL_WIDTH, channels, 3, padding=1)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """[B, D, H, W] to [B, C, s * H, s * W]."""
+        x = F.leaky_relu(self.before(features), 0.01)
+        for step in self.steps:
+            x = F.leaky_relu(step(F.interpolate(x, scale_factor=2.0, mode="nearest")), 0.2)
+        images: Tensor = self.last(F.leaky_relu(self.refine(x), 0.2))
+        return images
+
+
 class ResidualReconstruction(nn.Module):
     """One convolution that gives what to add to the input image; keeps the resolution.
 
@@ -90,7 +122,7 @@ def reconstruction(kind: str, width: int, info: ImageInfo) -> nn.Module:
     """Build the last layers.
 
     Args:
-        kind: ``classical``, ``light`` or ``residual``.
+        kind: ``classical``, ``light``, ``nearest`` or ``residual``.
         width: D, features.
         info: Scale and channels.
 
@@ -101,10 +133,13 @@ def reconstruction(kind: str, width: int, info: ImageInfo) -> nn.Module:
         return ClassicalReconstruction(width, info.scale, info.channels)
     if kind == "light":
         return LightReconstruction(width, info.scale, info.channels)
+    if kind == "nearest" and doubles(info.scale):
+        return NearestReconstruction(width, info.scale, info.channels)
     if kind == "residual" and info.scale == 1:
         return ResidualReconstruction(width, info.channels)
     raise ConfigError(
-        f"upsampler={kind} cannot give scale={info.scale}", mend="Use classical or light, or residual for scale 1"
+        f"upsampler={kind} cannot give scale={info.scale}",
+        mend="Use classical or light, nearest for scale 2, 4, 8, ..., or residual for scale 1",
     )
 
 
@@ -131,31 +166,41 @@ def shuffle_factors(scale: int) -> list[int]:
     return [2] * (scale.bit_length() - 1)
 
 
-def scale_of(tensors: Mapping[str, Tensor], channels: int) -> int | None:
-    """The scale that the last layers of a network were built for, by their weights.
+def channels_of(tensors: Mapping[str, Tensor]) -> int | None:
+    """The channels of the images that a network was built for, by its weights; None where the names do not tell.
 
     Args:
         tensors: Weights of a network by our names.
-        channels: C.
+    """
+    shallow = tensors.get("shallow.weight")
+    return None if shallow is None else shallow.shape[1]
 
-    Returns:
-        The scale; None where the names do not tell.
+
+def scale_of(tensors: Mapping[str, Tensor]) -> int | None:
+    """The scale that the last layers of a network were built for, by its weights; None where the names do not tell.
+
+    Args:
+        tensors: Weights of a network by our names.
     """
     prefix = "reconstruction."
     steps = [value for key, value in tensors.items() if re.fullmatch(rf"{prefix}steps\.\d+\.weight", key)]
+    if f"{prefix}refine.weight" in tensors:
+        return 2 ** len(steps)
     if f"{prefix}before.weight" in tensors:
         return math.prod(math.isqrt(len(step) // CLASSICAL_WIDTH) for step in steps)
     if f"{prefix}last.weight" in tensors:
         return 1
-    return math.isqrt(len(steps[0]) // channels) if len(steps) == 1 else None
+    channels = channels_of(tensors)
+    return math.isqrt(len(steps[0]) // channels) if len(steps) == 1 and channels else None
 
 
 def reach(kind: str, scale: int) -> int:
     """Input pixels to each side that an output pixel depends on through the last layers alone."""
-    if kind != "classical":
+    if kind not in ("classical", "nearest"):
         return 1
     # Each convolution reaches one pixel of its own resolution further.
-    resolutions = [1, 1]
+    resolutions = [1, 1] if kind == "classical" else [1]
     for factor in shuffle_factors(scale):
         resolutions.append(resolutions[-1] * factor)
+    resolutions += [scale, scale] if kind == "nearest" else []
     return math.ceil(sum(1 / resolution for resolution in resolutions))

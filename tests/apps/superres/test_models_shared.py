@@ -19,7 +19,10 @@ from apps.superres.models.upsample import (
     ClassicalReconstruction,
     LightReconstruction,
     ResidualReconstruction,
+    channels_of,
+    reach,
     reconstruction,
+    scale_of,
     shuffle_factors,
 )
 from backbones.vision.config import config_class
@@ -161,9 +164,37 @@ def test_kinds_that_cannot_give_a_scale_are_named():
     assert resolved_upsampler("auto", "light", ImageInfo(scale=1)) == "residual"
     assert resolved_upsampler("auto", "light", ImageInfo(scale=2)) == "light"
     assert resolved_upsampler("classical", "light", ImageInfo(scale=1)) == "classical"
-    for kind, scale in (("residual", 2), ("nearest", 2), ("classical", 6), ("classical", 0)):
+    unknown = (("residual", 2), ("nearest", 3), ("nearest", 1), ("bicubic", 2), ("classical", 6), ("classical", 0))
+    for kind, scale in unknown:
         with pytest.raises(ConfigError, match=f"upsampler={kind} cannot give scale={scale}"):
             reconstruction(kind, 4, ImageInfo(scale=scale))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(
+    ("kind", "scale"),
+    [("light", 2), ("light", 3), ("light", 4), ("classical", 1), ("classical", 3), ("classical", 4), ("nearest", 2),
+     ("nearest", 4), ("residual", 1)],
+)  # fmt: skip
+def test_weights_tell_scale_and_channels(kind, scale, channels):
+    options = {**SMALLER["cfsr"], "upsampler": kind}
+    tensors = MODELS.get("cfsr")(**options).build(ImageInfo(scale=scale, channels=channels)).state_dict()
+    assert (scale_of(tensors), channels_of(tensors)) == (scale, channels)
+    assert scale_of({}) is None and channels_of({}) is None
+
+
+@pytest.mark.parametrize(("kind", "scale"), [("light", 3), ("classical", 4), ("nearest", 2), ("nearest", 4)])
+def test_last_layers_see_as_far_as_they_say(kind, scale):
+    torch.manual_seed(0)
+    layers = reconstruction(kind, 2, ImageInfo(scale=scale, channels=1))
+    for parameter in layers.parameters():
+        torch.nn.init.uniform_(parameter, 0.1, 1.0)  # nothing cancels, no unit is silent
+    x = torch.rand(1, 2, 1, 15, requires_grad=True)
+    seen = set()
+    for column in range(7 * scale, 8 * scale):
+        (gradient,) = torch.autograd.grad(layers(x)[0, 0, 0, column], x)
+        seen |= {abs(place - 7) for place in gradient.abs().sum((0, 1, 2)).nonzero().flatten().tolist()}
+    assert max(seen) == reach(kind, scale)
 
 
 def test_a_trunk_without_layers_only_enlarges():
