@@ -18,6 +18,9 @@ FRAME = (
     (r"^conv_after_body\.", "after_body."),
     (r"^conv_before_upsample\.0\.", "reconstruction.before."),
     (r"^upsample\.", "reconstruction.steps."),
+    (r"^conv_up1\.", "reconstruction.steps.0."),
+    (r"^conv_up2\.", "reconstruction.steps.1."),
+    (r"^conv_hr\.", "reconstruction.refine."),
     (r"^conv_last\.", "reconstruction.last."),
 )
 """What is called alike in the code bases that grew out of SwinIR."""
@@ -72,6 +75,7 @@ HAT = KeyMap(
     renames=(
         *FRAME,
         (r"^patch_embed\.norm\.", "patch_norm."),
+        (r"^absolute_pos_embed$", "positions.table"),
         (r"^layers\.(\d+)\.residual_group\.blocks\.(\d+)\.", r"groups.\1.blocks.\2."),
         (r"^layers\.(\d+)\.residual_group\.overlap_attn\.", r"groups.\1.overlapping."),
         (r"^layers\.(\d+)\.conv\.", r"groups.\1.convolution."),
@@ -145,6 +149,7 @@ DLGSANET = KeyMap(
         (r"\.norm[24]\.body\.", ".mlp_norm."),
         (r"\.IDynamicDWConv\.conv0\.", ".attention.value."),
         (r"\.IDynamicDWConv\.conv1\.", ".attention.out."),
+        (r"\.IDynamicDWConv\.conv\.(weight|bias)$", r".attention.convolution.\1"),
         (r"\.IDynamicDWConv\.conv\.conv1\.0\.", ".attention.convolution.reduce."),
         (r"\.IDynamicDWConv\.conv\.conv1\.1\.", ".attention.convolution.depthwise."),
         (r"\.IDynamicDWConv\.conv\.conv2\.0\.", ".attention.convolution.kernels."),

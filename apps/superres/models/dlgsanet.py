@@ -64,8 +64,8 @@ class Group(nn.Module):
         layers: list[nn.Module] = []
         for _ in range(depth):
             if config.has_local_layers:
-                dynamic = DynamicAttention(width, config.kernel, config.group_width, config.squeeze)
-                layers.append(Layer(width, dynamic, config.hidden))
+                local = DynamicAttention(width, config.kernel, config.group_width, config.squeeze, config.dynamic)
+                layers.append(Layer(width, local, config.hidden))
             if config.has_global_layers:
                 channels = ChannelSelfAttention(width, config.heads, config.global_activation, crop)
                 layers.append(Layer(width, channels, config.global_hidden))

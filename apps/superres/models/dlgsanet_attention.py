@@ -49,14 +49,19 @@ class DynamicAttention(nn.Module):
         kernel: k, odd.
         group_width: Features that share a kernel; divides D.
         squeeze: D divided by this lies inside the network that makes kernels.
+        dynamic: Whether it is dynamic; else the kernels are learned, one for every feature.
 
     Source: Li et al. 2023, section 3.2.
     """
 
-    def __init__(self, width: int, kernel: int, group_width: int, squeeze: int) -> None:
+    def __init__(self, width: int, kernel: int, group_width: int, squeeze: int, dynamic: bool = True) -> None:
         super().__init__()
         self.value = nn.Conv2d(width, width, 1, bias=False)
-        self.convolution = DynamicConvolution(width, kernel, group_width, squeeze)
+        self.convolution: nn.Module = (
+            DynamicConvolution(width, kernel, group_width, squeeze)
+            if dynamic
+            else nn.Conv2d(width, width, kernel, padding=kernel // 2, groups=width)
+        )
         self.out = nn.Conv2d(width, width, 1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:

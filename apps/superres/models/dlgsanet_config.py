@@ -23,8 +23,10 @@ class DLGSANetConfig:
     """Blocks of each group, of a local and a global layer each."""
     block: Literal["sparseedge", "edge", "idynamic", "restormer"] = "sparseedge"
     """Layers of a block: local and sparse global ones; the same with softmax; local ones only; global with softmax."""
+    dynamic: bool = True
+    """Local layers make a kernel for every position; false learns one for every feature in place of it."""
     kernel: int = 7
-    """Side of the dynamic kernels, odd."""
+    """Side of these kernels, odd."""
     group_width: int = 6
     """Features that share a dynamic kernel."""
     squeeze: int = 4
@@ -87,7 +89,7 @@ class DLGSANetConfig:
         yield from common_problems(self)
         if self.kernel % 2 == 0:
             yield f"kernel={self.kernel} must be odd; try kernel={self.kernel + 1}"
-        for name in ("group_width", "heads"):
+        for name in ("group_width", "heads") if self.dynamic else ("heads",):
             value = getattr(self, name)
             if value < 1 or self.width % value:
                 near = divisor(self.width, value)

@@ -134,6 +134,31 @@ class Group(nn.Module):
         return x + self.convolution(y.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
 
+class AbsolutePositions(nn.Module):
+    """Adds a learned vector to every position of a map.
+
+    Differs from the original, which takes maps of one size only: for those of another size the vectors are resized.
+
+    Args:
+        size: Height and width of the map.
+        width: D.
+    """
+
+    def __init__(self, size: tuple[int, int], width: int) -> None:
+        super().__init__()
+        self.size = tuple(size)
+        self.table = nn.Parameter(torch.empty(1, math.prod(size), width))
+        nn.init.trunc_normal_(self.table, std=0.02)
+        self.table._no_weight_decay = True  # type: ignore[attr-defined]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, H, W, D] to the same."""
+        vectors = self.table.unflatten(1, self.size)  # 1, h, w, D
+        if x.shape[1:3] != self.size:
+            vectors = F.interpolate(vectors.permute(0, 3, 1, 2), x.shape[1:3], mode="bicubic").permute(0, 2, 3, 1)
+        return x + vectors
+
+
 class HAT(ResidualTrunk):
     """HAT for one scale.
 
@@ -155,6 +180,8 @@ class HAT(ResidualTrunk):
         self.config = config
         rates = drop_path_rates(config.drop_path, config.depths)
         self.patch_norm = nn.LayerNorm(config.width) if config.patch_norm else nn.Identity()
+        places = config.absolute_positions
+        self.positions = AbsolutePositions(places, config.width) if places else nn.Identity()
         self.groups = nn.ModuleList(
             Group(config, heads, group_rates) for heads, group_rates in zip(config.group_heads, rates, strict=True)
         )
@@ -164,7 +191,7 @@ class HAT(ResidualTrunk):
 
     def deep(self, shallow: Tensor) -> Tensor:
         """Deep features, [B, D, H, W] to the same."""
-        x = self.patch_norm(shallow.permute(0, 2, 3, 1))  # B, H, W, D
+        x = self.positions(self.patch_norm(shallow.permute(0, 2, 3, 1)))  # B, H, W, D
         for group in self.groups:
             x = group(x)
         features: Tensor = self.after_body(self.norm(x).permute(0, 3, 1, 2))

@@ -48,11 +48,14 @@ class HATConfig:
     """Factor on the logits; (width / heads) ** -0.5 if omitted."""
     patch_norm: bool = True
     """Normalise the shallow features before the first group."""
+    absolute_positions: tuple[int, int] | None = None
+    """Height and width of a learned map that is added to the shallow features behind their norm, in pixels; resized for
+    other images. None has no such map."""
     group_convolution: bool = True
     """A 3x3 convolution ends every group and the body."""
     image_size: int = 64
-    """Smallest side of training images, as the original is told it: one not above window takes the shifts away and
-    shrinks the windows of self-attention to it. Of no other effect: any image size fits."""
+    """Smallest side of training images, as the original is told it (in its patches): one not above window takes the
+    shifts away and shrinks the windows of self-attention to it. Of no other effect: any image size fits."""
     upsampler: Upsampler = "auto"
     """The last layers; auto is classical, and residual for scale 1."""
     image_range: float = 1.0
@@ -91,6 +94,8 @@ class HATConfig:
             yield f"overlap={self.overlap} widens window={self.window} by {wider}, which must be even and not negative"
         if self.image_size < 1:
             yield f"image_size={self.image_size} must be at least 1"
+        if self.absolute_positions is not None and min(self.absolute_positions) < 1:
+            yield f"absolute_positions={tuple(self.absolute_positions)} must be height and width, each at least 1"
 
     def info_problems(self, info: ImageInfo) -> Iterator[str]:
         """Scales and channels that the network cannot have, a sentence each."""

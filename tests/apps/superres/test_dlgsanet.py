@@ -55,6 +55,8 @@ def normed(norm, x: Tensor) -> Tensor:
 def dynamic(attention, x: Tensor, config: DLGSANetConfig) -> Tensor:
     """Windows by shifting the padded map; a kernel for each position and group."""
     net, y = attention.convolution, attention.value(x)
+    if not config.dynamic:
+        return attention.out(F.conv2d(y, net.weight, net.bias, padding=config.kernel // 2, groups=config.width))
     kernels = net.kernels(net.depthwise(net.reduce(y)))
     kernels = kernels.unflatten(1, (-1, config.kernel, config.kernel))
     margin, (height, width) = config.kernel // 2, x.shape[2:]
@@ -149,6 +151,7 @@ def by_formula(model: DLGSANet, images: Tensor, cut: bool) -> Tensor:
             {"block": "idynamic", "kernel": 1, "squeeze": 3},
             {"block": "restormer", "heads": 4},
             {"local_crops": False, "mlp_ratio": 1.0},
+            {"dynamic": False, "group_width": 5, "kernel": 5},
         ]
     ),
 )
@@ -309,6 +312,8 @@ def test_compiled_without_a_break():
 def official(model: DLGSANet) -> dict[str, Tensor]:
     """The weights of a network under their official names."""
     names = {
+        ".attention.convolution.weight": ".IDynamicDWConv.conv.weight",
+        ".attention.convolution.bias": ".IDynamicDWConv.conv.bias",
         ".attention.convolution.reduce.": ".IDynamicDWConv.conv.conv1.0.",
         ".attention.convolution.depthwise.": ".IDynamicDWConv.conv.conv1.1.",
         ".attention.convolution.kernels.": ".IDynamicDWConv.conv.conv2.0.",
@@ -343,7 +348,9 @@ def official(model: DLGSANet) -> dict[str, Tensor]:
     return found
 
 
-@pytest.mark.parametrize("options", [{}, {"body_norm": True}, {"block": "restormer"}, {"block": "idynamic"}])
+@pytest.mark.parametrize(
+    "options", [{}, {"body_norm": True}, {"block": "restormer"}, {"block": "idynamic"}, {"dynamic": False}]
+)
 def test_official_weights_are_read(tmp_path, options):
     source, model, x = small(**options), small(image_range=1.0, **options), images()
     averaged = official(source)

@@ -126,6 +126,8 @@ def by_formula(model: HAT, x: Tensor) -> Tensor:
     mean = torch.tensor([0.4488, 0.4371, 0.4040])[:, None, None].to(x)
     first = model.shallow((x - mean) * config.image_range)
     tokens = model.patch_norm(first.permute(0, 2, 3, 1))
+    if config.absolute_positions:
+        tokens = (tokens.flatten(1, 2) + model.positions.table).view(tokens.shape)
     for group, heads in zip(model.groups, config.group_heads, strict=True):
         y = tokens
         for index, block in enumerate(group.blocks):
@@ -163,6 +165,24 @@ def test_formula_in_values_and_gradients(rows, columns, scale, options):
         results.append([output, *torch.autograd.grad((output * output.detach().cos()).sum(), model.parameters())])
     for ours, literal in zip(*results, strict=True):
         torch.testing.assert_close(ours, literal, rtol=1e-9, atol=1e-9)
+
+
+def test_absolute_positions_are_added_to_images_of_their_size_and_resized_for_others():
+    model, x = small(absolute_positions=(8, 12)), images()
+    with torch.no_grad():
+        torch.testing.assert_close(model(x), by_formula(model, x))
+        model.positions.table.copy_(model.positions.table[:, :1].expand(1, 96, 12).clone())
+        torch.testing.assert_close(small_with(model, (16, 4))(images(16, 4)), model(images(16, 4)))
+    assert model.positions.table._no_weight_decay
+
+
+def small_with(model: HAT, size: tuple[int, int]) -> HAT:
+    """The same network whose vectors, which are all alike, lie on a map of another size."""
+    other = small(absolute_positions=size)
+    tensors = model.state_dict()
+    tensors["positions.table"] = tensors["positions.table"][:, :1].expand(1, math.prod(size), -1).clone()
+    other.load_state_dict(tensors)
+    return other
 
 
 def test_literal_attention_gives_the_same():
@@ -362,6 +382,7 @@ def official(model: HAT) -> dict[str, Tensor]:
         "shallow.": "conv_first.",
         "after_body.": "conv_after_body.",
         "patch_norm.": "patch_embed.norm.",
+        "positions.table": "absolute_pos_embed",
         "reconstruction.before.": "conv_before_upsample.0.",
         "reconstruction.steps.": "upsample.",
         "reconstruction.last.": "conv_last.",
@@ -432,6 +453,7 @@ def test_export_with_any_batch():
         ({"overlap": -0.5}, r"not negative"),
         ({"compress": 13}, r"compress=13 leaves no features of width=12"),
         ({"image_size": 0}, r"image_size=0"),
+        ({"absolute_positions": (0, 4)}, r"absolute_positions=\(0, 4\) must be height and width"),
         ({"upsampler": "residual"}, r"upsampler=residual keeps the size and cannot give scale=2; use classical"),
     ],
 )

@@ -13,7 +13,7 @@ from checkpoints.keymap import load_official
 from checkpoints.official.superres import KEYMAPS
 from checkpoints.reading import read_weights
 from tests.conftest import SHARED
-from tests.parity.adapters.superres_frame import UPSAMPLERS, image_info, training_outputs
+from tests.parity.adapters.superres_frame import image_info, training_outputs, upsampler
 from tests.parity.case import Case
 from tests.parity.recording import Tap, record
 
@@ -30,10 +30,10 @@ def cfsr(case: Case) -> dict[str, Tensor]:
         kernel=official.get("dw_size", 9),
         mlp_ratio=official.get("mlp_ratio", 2),
         edges="branches" if any(key.endswith("mask_sobel_x") for key in case.weights) else "merged",
-        upsampler=UPSAMPLERS[official.get("upsampler", "pixelshuffledirect")],
+        upsampler=upsampler(official, "pixelshuffledirect"),
         image_range=official.get("img_range", 1.0),
     )
-    model = config.build(image_info(case)).eval()
+    model = config.build(image_info(case, config.upsampler)).eval()
     if not case.weights:
         return _published(case, model)
     load_official(model, case.weights, KEYMAPS["cfsr"])

@@ -12,7 +12,8 @@ from apps.superres.models.dlgsanet_attention import DynamicAttention
 from apps.superres.models.dlgsanet_config import DLGSANetConfig
 from checkpoints.keymap import load_official
 from checkpoints.official.superres import KEYMAPS
-from tests.parity.adapters.superres_frame import UPSAMPLERS, image_info, training_outputs
+from graftwork.errors import ConfigError
+from tests.parity.adapters.superres_frame import image_info, training_outputs, upsampler
 from tests.parity.case import Case
 from tests.parity.recording import Tap, record
 
@@ -30,13 +31,14 @@ def dlgsanet(case: Case) -> dict[str, Tensor]:
 
 def _build(case: Case, *, local_crops: bool = True) -> DLGSANet:
     official = case.config
-    for name, released in (("idynamic", True), ("idynamic_ffn_type", "GDFN"), ("restormer_ffn_type", "GDFN")):
-        if official.get(name, released) != released:
-            raise NotImplementedError(f"{name}={official[name]}: an option of no released model")
+    for name in ("idynamic_ffn_type", "restormer_ffn_type"):
+        if (official.get(name) or "GDFN") != "GDFN":
+            raise ConfigError(f"{name}={official[name]} is of no released network", mend="Use GDFN")
     config = DLGSANetConfig(
         width=official.get("dim", 90),
         depths=_depths(case),
         block=official.get("buildblock_type", "sparseedge"),
+        dynamic=official.get("idynamic", True),
         kernel=official.get("window_size", 7),
         group_width=official.get("idynamic_num_heads", 6),
         heads=official.get("restormer_num_heads", 6),
@@ -46,10 +48,10 @@ def _build(case: Case, *, local_crops: bool = True) -> DLGSANet:
         mlp_ratio=official.get("idynamic_ffn_expansion_factor", 2.0),
         global_mlp_ratio=official.get("restormer_ffn_expansion_factor", 2.0),
         body_norm=official.get("body_norm", False),
-        upsampler=UPSAMPLERS[official.get("upsampler", "pixelshuffledirect")],
+        upsampler=upsampler(official, "pixelshuffledirect"),
         image_range=official.get("img_range", 1.0),
     )
-    model = config.build(image_info(case)).train(case.meta.get("mode", "eval").startswith("train"))
+    model = config.build(image_info(case, config.upsampler)).train(case.meta.get("mode", "eval").startswith("train"))
     load_official(model, case.weights, KEYMAPS["dlgsanet"])
     return model
 

@@ -2,21 +2,53 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from apps.superres.models.info import ImageInfo
 from checkpoints.keymap import KeyMap
+from graftwork.errors import ConfigError
 from tests.parity.case import Case
 from tests.parity.recording import gradient_keys, official_gradients
 
-UPSAMPLERS = {"pixelshuffle": "classical", "pixelshuffledirect": "light", "": "residual"}
+UPSAMPLERS = {
+    "pixelshuffle": "classical",
+    "pixelshuffledirect": "light",
+    "nearest+conv": "nearest",
+    "": "residual",
+}
 """Official kinds of last layers to ours."""
 
 
-def image_info(case: Case) -> ImageInfo:
-    return ImageInfo(scale=case.config.get("upscale", 2), channels=case.config.get("in_chans", 3))
+def upsampler(official: dict[str, Any], usual: str) -> Any:
+    """Our kind of last layers.
+
+    Args:
+        official: Official hyper-parameters; null says the same as empty text.
+        usual: Official kind where nothing is said.
+
+    Raises:
+        ConfigError: None of the code bases has this kind.
+    """
+    kind = official.get("upsampler", usual) or ""
+    if kind not in UPSAMPLERS:
+        names = ", ".join(f"'{name}'" for name in UPSAMPLERS)
+        raise ConfigError(f"upsampler={kind} is no official kind", mend=f"Use one of {names}, or null")
+    return UPSAMPLERS[kind]
+
+
+def image_info(case: Case, kind: str = "light") -> ImageInfo:
+    """Scale and channels of a case; without an upsampler, official networks keep the size whatever scale they are told.
+
+    Args:
+        case: The case.
+        kind: Our kind of last layers.
+    """
+    scale = 1 if kind == "residual" else case.config.get("upscale", 2)
+    return ImageInfo(scale=scale, channels=case.config.get("in_chans", 3))
 
 
 def training_outputs(case: Case, model: nn.Module, keymap: KeyMap) -> dict[str, Tensor]:

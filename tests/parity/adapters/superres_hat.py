@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from backbones.attention.partition import overlapping_index, partition, relative
 from backbones.attention.window import window_attention
 from checkpoints.keymap import load_official
 from checkpoints.official.superres import KEYMAPS
-from tests.parity.adapters.superres_frame import UPSAMPLERS, image_info, training_outputs
+from tests.parity.adapters.superres_frame import image_info, training_outputs, upsampler
 from tests.parity.case import Case
 from tests.parity.recording import Tap, record
 
@@ -24,11 +25,8 @@ RESIDUALS = {"1conv": True, "identity": False}
 
 
 def hat(case: Case) -> dict[str, Tensor]:
-    official = case.config
-    if official.get("ape") or official.get("patch_size", 1) != 1:
-        raise NotImplementedError("absolute positions and patches of several pixels: options of no released model")
-    config = _config(official)
-    model = config.build(image_info(case)).eval()
+    config = _config(case.config)
+    model = config.build(image_info(case, config.upsampler)).eval()
     load_official(model, case.weights, KEYMAPS["hat"])
     low = case.inputs["lq"]
     with torch.no_grad(), record(model, _taps(model)) as seen:
@@ -39,7 +37,9 @@ def hat(case: Case) -> dict[str, Tensor]:
 
 
 def _config(official: dict[str, Any]) -> HATConfig:
-    size = official.get("img_size", 64)
+    sizes = (_two(official.get(name, usual)) for name, usual in (("img_size", 64), ("patch_size", 1)))
+    # Patches cut nothing: all they do is to make the official network think of smaller images.
+    height, width = (side // patch for side, patch in zip(*sizes, strict=True))
     return HATConfig(
         width=official.get("embed_dim", 96),
         depths=tuple(official.get("depths", (6, 6, 6, 6))),
@@ -54,11 +54,16 @@ def _config(official: dict[str, Any]) -> HATConfig:
         qk_scale=official.get("qk_scale") or None,
         patch_norm=official.get("patch_norm", True),
         group_convolution=RESIDUALS[official.get("resi_connection", "1conv")],
-        image_size=size if isinstance(size, int) else min(size),
-        upsampler=UPSAMPLERS[official.get("upsampler", "pixelshuffle")],
+        absolute_positions=(height, width) if official.get("ape") else None,
+        image_size=min(height, width),
+        upsampler=upsampler(official, "pixelshuffle"),
         image_range=official.get("img_range", 1.0),
         drop_path=official.get("drop_path_rate", 0.1),
     )
+
+
+def _two(sides: int | Sequence[int]) -> Sequence[int]:
+    return (sides, sides) if isinstance(sides, int) else sides
 
 
 def _taps(model: HAT) -> dict[str, Tap]:
