@@ -205,7 +205,7 @@ def peaks(names: Iterable[str], device: str = "cpu", *, train: bool = True) -> l
 
 
 def _peak(name: str, step: Callable[[str], Any], device: str) -> Peak:
-    return Peak(name, *(peak_memory(lambda form=form: step(form), device) for form in ("auto", "math")))
+    return Peak(name, peak_memory(lambda: step("auto"), device), peak_memory(lambda: step("math"), device))
 
 
 def _training(call: Call) -> Callable[[str], Any]:
