@@ -24,7 +24,8 @@ class TileConfig:
     blend: int = 8
     """Pixels over which neighbouring tiles fade into each other."""
     ensemble: bool = False
-    """Average over the eight flips and transposes of each tile: eight times the cost."""
+    """Average over the eight flips and transposes of each tile: eight times the cost. Not for mosaics, whose pattern a
+    flip changes."""
 
     def problems(self) -> Iterator[str]:
         """Values out of range."""
@@ -82,6 +83,16 @@ class SuperresConfig(AppConfig):
     """Learning-rate schedule."""
     trainer: TrainerConfig = field(default_factory=_trainer)
     """Training loop."""
+
+    def problems(self) -> Iterator[str]:
+        """Values of data and inference that contradict each other."""
+        yield from super().problems()
+        pattern = getattr(getattr(self.data, "degradation", None), "pattern", "")
+        if pattern and self.tiles.ensemble:
+            yield (
+                f"tiles.ensemble=True flips images, and data.degradation.pattern={pattern} is another pattern when "
+                "flipped; use --tiles.ensemble false"
+            )
 
 
 TASK = Task(

@@ -283,6 +283,9 @@ def test_predict_refuses_what_it_cannot_read(run, trained, tmp_path):
     (tmp_path / "text.png").write_text("no image")
     out = run("predict", "--weights", trained, "--input", tmp_path / "text.png", code=2)
     assert "text.png: cannot be decoded" in out
+    Image.new("RGB", (8, 8)).save(tmp_path / "whole.png")
+    out = run("predict", "--weights", trained, "--input", tmp_path, "--output", tmp_path / "out", code=2)
+    assert "1 of 2 images are left out" in out and (tmp_path / "out/whole.png").is_file()
 
 
 # -- broken off -------------------------------------------------------------------------------------------------------

@@ -11,12 +11,15 @@ from PIL import Image
 
 from apps.superres.module import SuperresModule
 from apps.superres.predict import ImagePredictor
+from datamodules.superres.bicubic import imresize
+from datamodules.superres.degradations.mosaic import pattern_mask
 from datamodules.superres.image import read_image
 from datamodules.superres.info import RestorationInfo
-from graftwork.errors import DataError, ShapeError, UserError
+from graftwork.errors import ConfigError, DataError, ShapeError, UserError
 from tests.apps.superres.runs import small
 
 RNG = np.random.default_rng(0)
+MOSAIC = {"data.degradation": "mosaic", "data.degradation.scale": None, "model.image_skip": None}
 
 
 def predictor(scale: int = 2, channels: int = 3, **changes: object) -> ImagePredictor:
@@ -68,11 +71,53 @@ def test_arrays_of_every_kind_agree(channels):
         (pixels(0, 4, 3), ShapeError, r"got \[0, 4, 3\]"),
         (np.zeros((4, 4, 3), dtype=np.int32), DataError, "int32"),
         (np.full((4, 4), np.nan), DataError, "not finite"),
+        (np.linspace(0, 255, 48).reshape(4, 4, 3), DataError, r"from 0 to 255\. Expected 0 to 1; divide by 255\?"),
+        (np.full((4, 4), -128.0), DataError, "from -128 to -128"),
     ],
 )
 def test_arrays_that_are_no_images(image, error, message):
     with pytest.raises(error, match=message):
         predictor()(image)
+
+
+def test_numbers_may_overshoot_as_those_of_filters_do():
+    assert predictor()(np.linspace(-0.2, 1.3, 48).reshape(4, 4, 3)).max() <= 1
+
+
+@pytest.mark.parametrize("pattern", ["rggb", "gbrg", "quad", "quad_events"])
+def test_mosaics_of_one_channel_and_of_three_become_colour(tmp_path, pattern):
+    ours = predictor(**MOSAIC, **{"data.degradation.pattern": pattern})
+    mask = np.tile(pattern_mask(pattern), (4, 4, 1))[:8, :8]
+    image = pixels(8, 8, 3)
+    measured = torch.from_numpy(image / 255 * mask).float().permute(2, 0, 1)[None]
+    wanted = ours.module.model(measured)[0].clamp(0, 1).permute(1, 2, 0).detach().numpy()
+    raw = (image * mask).sum(2).astype(np.uint8)
+    for given in (raw, image):
+        np.testing.assert_allclose(ours(given), wanted, atol=2e-6)
+    found = read_image(ours.predict_file(save(tmp_path / "raw.png", raw))[0])
+    np.testing.assert_allclose(found.pixels, wanted, atol=0.51 / 255)
+    assert ours(raw[:7, :5]).shape == (7, 5, 3)
+
+
+def test_flips_of_a_mosaic_are_refused():
+    with pytest.raises(ConfigError, match=r"tiles\.ensemble=True .*data\.degradation\.pattern=rggb"):
+        predictor(**MOSAIC, **{"tiles.ensemble": True})
+
+
+def test_a_grey_model_keeps_the_colours_of_a_file(tmp_path):
+    ours = predictor(channels=1)
+    ramp = np.linspace(80, 170, 16 * 16).reshape(16, 16)
+    colours = np.stack([ramp, ramp.T, ramp[::-1]], axis=2).astype(np.uint8)
+    found = read_image(ours.predict_file(save(tmp_path / "colour.png", colours))[0]).pixels
+    assert found.shape == (32, 32, 3)
+    enlarged = imresize((colours / 255).astype(np.float32), 2)
+    inside = (found > 0) & (found < 1)
+    both = inside[..., 0] & inside[..., 1]
+    assert both.any()
+    difference = (found[..., 0] - found[..., 1]) - (enlarged[..., 0] - enlarged[..., 1])
+    np.testing.assert_allclose(difference[both], 0, atol=1.01 / 255)
+    grey = read_image(ours.predict_file(save(tmp_path / "grey.png", ramp.astype(np.uint8)[..., None].repeat(3, 2)))[0])
+    assert float(np.ptp(grey.pixels, axis=2).max()) <= 1.01 / 255
 
 
 def save(path: Path, array: np.ndarray, **options: object) -> Path:
@@ -136,6 +181,61 @@ def test_restoration_keeps_size_and_is_named_so(tmp_path):
     ours = predictor(**words)
     written = ours.predict_file(save(tmp_path / "noisy.png", pixels(5, 7, 3)))[0]
     assert written.name == "noisy_restored.png" and read_image(written).pixels.shape == (5, 7, 3)
+
+
+def test_the_same_stem_twice_is_two_results(tmp_path):
+    save(tmp_path / "in/a.jpg", pixels(4, 4, 3))
+    save(tmp_path / "in/a.png", pixels(6, 6, 3))
+    written = predictor().predict_file(tmp_path / "in", tmp_path / "out")
+    assert [(path.name, read_image(path).pixels.shape) for path in written] == [
+        ("a.jpg.png", (8, 8, 3)),
+        ("a.png", (12, 12, 3)),
+    ]
+
+
+def mixed_folder(root: Path) -> Path:
+    save(root / "a.png", pixels(4, 4, 3))
+    (root / "b.png").write_bytes(b"")
+    (root / "c.jpg").write_text("no image")
+    save(root / "d.png", pixels(4, 4, 3))
+    return root
+
+
+def test_what_is_broken_does_not_stop_the_others(tmp_path):
+    source = mixed_folder(tmp_path / "in")
+    with pytest.raises(DataError) as caught:
+        predictor().predict_file(source, tmp_path / "out")
+    first, *listed = str(caught.value).splitlines()
+    assert first.endswith("in: 2 of 4 images are left out, the others are written:")
+    assert [line.partition(": ")[0] for line in listed] == [f"- {source / name}" for name in ("b.png", "c.jpg")]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.png", "d.png"]
+
+
+def test_what_is_broken_is_a_warning_where_that_was_asked_for(tmp_path, caplog):
+    source = mixed_folder(tmp_path / "in")
+    ours = predictor(**{"data.on_corrupt": "skip"})
+    assert [path.name for path in ours.predict_file(source, tmp_path / "out")] == ["a.png", "d.png"]
+    assert "2 of 4 images are left out" in caplog.text and "b.png: is an empty file" in caplog.text
+    for name in ("a.png", "d.png"):
+        (source / name).unlink()
+    with pytest.raises(DataError, match="2 of 2 images are left out, nothing is written"):
+        ours.predict_file(source, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("target", "array", "message"),
+    [
+        ("a.xyz", pixels(4, 4, 3), r"'\.xyz' is that of no image format"),
+        ("a.jpg", pixels(4, 4, dtype=np.uint16), "JPEG files cannot hold 16 bits"),
+        ("a.bmp", np.zeros((4, 4, 4), np.uint8), "BMP files cannot hold opacity"),
+        ("a.webp", pixels(1, 8192, 3), "a side of 16384 pixels is longer than 16383"),
+    ],
+)
+def test_what_a_format_cannot_hold_is_told_before_the_work(tmp_path, monkeypatch, target, array, message):
+    ours = predictor()
+    monkeypatch.setattr(ours, "_restored", lambda _: pytest.fail("was restored"))
+    with pytest.raises(DataError, match=message):
+        ours.predict_file(save(tmp_path / "in.png", array), tmp_path / target)
 
 
 def animated(path: Path) -> None:
