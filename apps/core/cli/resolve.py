@@ -120,13 +120,14 @@ def _lookup(tree: Mapping[str, Any], key: str) -> Any:
 
 
 def _prepared(raw: Any, annotation: Any) -> Any:
-    """Small courtesies: ``0.1,0.9`` for a list, a number where text is wanted."""
+    """Small courtesies: ``0.1,0.9`` for a list (one number stays one where it may), a number where text is wanted."""
     origin = typing.get_origin(annotation)
     kinds = [origin, *(typing.get_origin(a) for a in typing.get_args(annotation))]
     words = str in typing.get_args(annotation) and origin not in (tuple, list)  # text that may also be a list
     listed = (tuple in kinds or list in kinds) and not words
+    single = origin not in (tuple, list) and {int, float} & set(typing.get_args(annotation))
     if isinstance(raw, str) and listed and not raw.strip().startswith(("[", "(", "null")):
-        return f"[{raw}]"
+        return raw if single and "," not in raw else f"[{raw}]"
     takes_text = annotation is str or str in typing.get_args(annotation)
     if takes_text and isinstance(raw, int | float) and not isinstance(raw, bool):
         numeric = {int, float} & set(typing.get_args(annotation))

@@ -10,8 +10,8 @@ import pytest
 import yaml
 
 from apps.core.cli.layers import unflatten
-from apps.core.cli.resolve import config_from_plain, resolve, to_yaml
-from apps.core.cli.schema import to_plain
+from apps.core.cli.resolve import config_from_plain, resolve, to_yaml, typed
+from apps.core.cli.schema import Leaf, to_plain
 from graftwork.components import Registry, component
 from graftwork.errors import ConfigError
 
@@ -157,6 +157,14 @@ def test_when_may_ask_for_a_component_name():
     layer = {"when": [{"if": {"model.name": "big", "horizon": 96}, "set": {"published": {"mse": 1.0}}}]}
     assert resolve(App, [layer], {}).published == {"mse": 1.0}
     assert resolve(App, [layer], {"model.name": "small"}).published == {}
+
+
+@pytest.mark.parametrize(
+    ("raw", "value"), [("32", 32), (32, 32), ("32,48", (32, 48)), ("[32,48]", (32, 48)), ([32, 48], (32, 48))]
+)
+def test_a_number_or_two_are_taken_in_every_spelling(raw, value):
+    leaf = Leaf("side", int | tuple[int, int], 0, "", "")
+    assert typed({"side": raw}, {"side": leaf}) == ({"side": value}, [])
 
 
 def test_yaml_resolves_to_itself():
