@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -20,10 +20,12 @@ class InferenceConfig:
 
     mode: Literal["whole", "slide"] = "whole"
     """Whole images, or windows of the size of training images that overlap."""
-    crop: int = 0
-    """Side of the windows, in pixels; 0 takes height and width of the training images."""
-    stride: int = 0
-    """Pixels from window to window; 0 takes two thirds of the window."""
+    crop: int | tuple[int, int] = 0
+    """Side of the windows, or height and width, in pixels; 0 takes those of the training images."""
+    stride: int | tuple[int, int] = 0
+    """Pixels from window to window, or those down and to the right; 0 takes two thirds of the window."""
+    blend: bool = False
+    """Let windows fade into each other rather than count alike; published numbers are without. Tiles always do."""
     shorter_side: int = 0
     """Bring the shorter side of every image to this many pixels first, 512 for published numbers on ADE20K; scores are
     those of the image's own pixels. 0 leaves images as they are."""
@@ -32,14 +34,16 @@ class InferenceConfig:
     flip: bool = False
     """See each image mirrored, too."""
     max_pixels: int = 4_194_304
-    """Larger images are read and predicted in tiles, so that memory does not grow with them."""
+    """Larger images are read and predicted in tiles, so that memory does not grow with them; their objects are found
+    at this size."""
 
     def problems(self) -> Iterator[str]:
         """Values out of range or at odds."""
-        for name in ("crop", "stride"):
-            if getattr(self, name) < 0:
-                yield f"{name}={getattr(self, name)} must be 0 (automatic) or more"
-        if self.crop and self.stride > self.crop:
+        sides = {name: _sides(getattr(self, name)) for name in ("crop", "stride")}
+        for name, pair in sides.items():
+            if len(pair) != 2 or (min(pair) < 1 and getattr(self, name) != 0):
+                yield f"{name}={getattr(self, name)} must be a number of pixels, or two, or 0 (automatic)"
+        if self.crop and any(step > side for step, side in zip(sides["stride"], sides["crop"], strict=False)):
             yield f"stride={self.stride} must be at most crop={self.crop}, else pixels are left out"
         if self.shorter_side and self.shorter_side < 32:
             yield f"shorter_side={self.shorter_side} must be at least 32, or 0 for images as they are"
@@ -47,6 +51,11 @@ class InferenceConfig:
             yield f"scales={list(self.scales)} must be one or more numbers above 0"
         if self.max_pixels < 1024:
             yield f"max_pixels={self.max_pixels} must be at least 1024"
+
+
+def _sides(value: int | Sequence[int]) -> Sequence[int]:
+    """Height and width."""
+    return (value, value) if isinstance(value, int) else value
 
 
 @dataclass(kw_only=True)

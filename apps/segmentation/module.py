@@ -18,6 +18,7 @@ from apps.core.run.workload import to_device
 from apps.segmentation.config import SegmentationConfig
 from apps.segmentation.instances import detections
 from apps.segmentation.metrics import SegmentationMetrics
+from apps.segmentation.models.head import Panoptic, Size
 from apps.segmentation.models.segmenter import ClassMap, Segmenter, continued, size_of
 from apps.segmentation.prediction import Prediction, with_segments
 from apps.segmentation.pyramid import PyramidReader
@@ -100,28 +101,37 @@ class SegmentationModule(GraftModule):
 
     def predict_batch(self, batch: Batch) -> Prediction:
         """Classes, and segments, of whole images."""
-        images: Tensor = batch["image"]
         if not self.tells_objects:
-            return self._classes(batch, self.viewer.class_probabilities(images, batch.get("size")))
-        seen = self.viewer.brought(images)
+            return self.predict_classes(batch)
+        images, viewer = batch["image"], self.viewer
+        seen = resized(images, viewer.segment_size(size_of(images)))
         output = self.model(continued(seen))
-        if self.viewer.one_view and self.config.inference.mode == "whole":  # the same output has the classes
+        whole = viewer.one_view and self.config.inference.mode == "whole"
+        if whole and size_of(seen) == viewer.brought_size(size_of(images)):  # the same output has the classes
             height, width = size_of(seen)
             scores = self.model.head.class_scores(output, size_of(continued(seen)))[..., :height, :width]
-            probabilities = self.model.head.probabilities(resized(scores, size_of(images)))
+            found = self._classes(batch, self.model.head.probabilities(resized(scores, size_of(images))))
         else:
-            probabilities = self.viewer.class_probabilities(images, batch.get("size"))
-        return self._objects(self._classes(batch, probabilities), output, seen, batch)
+            found = self.predict_classes(batch)
+        return self._objects(found, output, seen, batch)
+
+    def predict_classes(self, batch: Batch) -> Prediction:
+        """Classes of whole images alone."""
+        return self._classes(batch, self.viewer.class_probabilities(batch["image"], batch.get("size")))
+
+    def segments_of(self, output: Any, seen: Tensor, size: Size) -> list[Panoptic]:
+        """Segments of images of ``size``, height and width; ``output`` is what the model gave for ``seen``."""
+        height, width = size_of(seen)
+        found = self.model.head.panoptic(output, size_of(continued(seen)), self.config.panoptic)
+        return [image._replace(segments=nearest(image.segments[:height, :width], size)) for image in found]
 
     def _objects(self, prediction: Prediction, output: Any, seen: Tensor, batch: Batch) -> Prediction:
         """A prediction with segments and, in tests, instances; ``output`` is what the model gave for ``seen``."""
-        size, own, padded = size_of(seen), size_of(batch["image"]), size_of(continued(seen))
-        segments = self.model.head.panoptic(output, padded, self.config.panoptic)
-        cut = [image._replace(segments=nearest(image.segments[: size[0], : size[1]], own)) for image in segments]
-        found = with_segments(prediction, cut)
+        size, own = size_of(seen), size_of(batch["image"])
+        found = with_segments(prediction, self.segments_of(output, seen, own))
         if not self.finds_instances:
             return found
-        objects = self.model.head.instances(output, padded)
+        objects = self.model.head.instances(output, size_of(continued(seen)))
         cut = [image._replace(masks=nearest(image.masks[:, : size[0], : size[1]], own)) for image in objects]
         return found._replace(detections=detections(cut, batch))
 
@@ -140,14 +150,20 @@ class SegmentationModule(GraftModule):
     def on_test_epoch_end(self) -> None:
         """Log the test, and how it goes with corrupted images where that is asked for."""
         super().on_test_epoch_end()
-        self.finds_instances = False  # pixels alone are scored from here on
+        self.finds_instances = False
         wanted = self.config.corruptions
         if wanted.chosen:
             loader = self.trainer.datamodule.test_dataloader()  # type: ignore[attr-defined]
             batches = (to_device(batch, self.device) for batch in loader)
-            rows = robustness(self, batches, wanted.chosen, wanted.images)
+            rows = robustness(self, batches, wanted.chosen, wanted.images, self._classes_in_test)
             self.outcomes["test"].tables["mean IoU under corruptions"] = rows
             log.info("mean IoU under corruptions: %s", ", ".join(f"{r['corruption']} {r['mean']:.1f}" for r in rows))
+
+    def _classes_in_test(self, batch: Batch) -> Prediction:
+        """Classes of whole images in the precision that Lightning's test steps have."""
+        precision = self.trainer.precision_plugin
+        with precision.test_step_context():
+            return self.predict_classes(precision.convert_input(batch))
 
     def validation_loss(self, batch: Batch, prediction: Prediction) -> Tensor:
         """Mean negative logarithm of the probability of the right class."""

@@ -270,7 +270,8 @@ class Viewer:
         """Scores from one view: whole images, or windows, [B, C, H, W]."""
         height, width = images.shape[-2:]
         if self.config.mode == "slide":
-            return slide(self.filled, images, self.crop, self.stride, batch=self.at_once(self.crop, images.device))
+            batch = self.at_once(self.crop, images.device)
+            return slide(self.filled, images, self.crop, self.stride, batch=batch, blend=self.config.blend)
         if height * width <= self.config.max_pixels:
             return resized(_at_least_float(self.filled(images)), (height, width))
         side, step = self.tile
@@ -295,10 +296,24 @@ class Viewer:
             images: [B, channels, H, W].
             shorter: Side that becomes the wanted one; the images' own shorter side if 0.
         """
+        return resized(images, self.brought_size(images.shape[-2:], shorter))
+
+    def brought_size(self, size: Sequence[int], shorter: int = 0) -> tuple[int, int]:
+        """Height and width that :meth:`brought` gives images of ``size``."""
+        height, width = size
         if not self.config.shorter_side:
-            return images
-        factor = self.config.shorter_side / (shorter or min(images.shape[-2:]))
-        return resized(images, [max(1, int(side * factor + 0.5)) for side in images.shape[-2:]])
+            return height, width
+        factor = self.config.shorter_side / (shorter or min(size))
+        return max(1, int(height * factor + 0.5)), max(1, int(width * factor + 0.5))
+
+    def segment_size(self, size: Sequence[int]) -> tuple[int, int]:
+        """Height and width that segments of images of ``size`` are found at, ``max_pixels`` at most.
+
+        Objects are seen as a whole, which tiles do not do.
+        """
+        height, width = self.brought_size(size)
+        factor = min(1.0, math.sqrt(self.config.max_pixels / (height * width)))
+        return max(1, int(height * factor)), max(1, int(width * factor))
 
     def at_once(self, size: tuple[int, int], device: torch.device) -> int:
         """Windows of a size that are seen at once; on a CPU one, because its caches hold no more."""
