@@ -68,8 +68,8 @@ def categories(
 
 def as_colours(segments: Array) -> Array:
     """Numbers of segments [H, W] as the colours of a panoptic PNG file, [H, W, 3] uint8."""
-    numbers = segments.astype(np.int64)
-    return np.stack([numbers % 256, numbers // 256 % 256, numbers // 65536], axis=-1).astype(np.uint8)
+    numbers = np.ascontiguousarray(segments, dtype="<u4")  # its bytes are the colours; images may be large
+    return np.ascontiguousarray(numbers.view(np.uint8).reshape(*numbers.shape, 4)[..., :3])
 
 
 def segments_info(segments: Array, classes: Sequence[int], scores: Sequence[float]) -> list[dict[str, Any]]:

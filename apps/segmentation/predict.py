@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
+import logging
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,18 +20,23 @@ from PIL import Image
 
 from apps.core.run.atomic import replace_file
 from apps.segmentation import coco
+from apps.segmentation.models.segmenter import continued
 from apps.segmentation.module import SegmentationModule
-from apps.segmentation.sources import label_file, open_image
-from apps.segmentation.tiles import predict_labels
+from apps.segmentation.sources import PixelSource, image_size, label_file, open_image, whole_image
+from apps.segmentation.tiles import check_finite, normaliser, predict_labels, read_at, refuse_size
 from apps.segmentation.visualise import draw_segmentation, outlined, overlay
 from datamodules.guard import CorruptSample
 from datamodules.image_files import SUFFIXES, images_below
-from datamodules.image_reading import from_array, read_image, to_mode, upright_size
+from datamodules.image_reading import from_array, to_mode
 from datamodules.segmentation.transforms import Scaling
 from graftwork.errors import DataError, UserError
 
+log = logging.getLogger(__name__)
+
 OVERLAY_SIDE = 2048
-"""Longest side of the overlay of an image that was predicted in tiles."""
+"""Longest side of the overlay of an image of more than ``inference.max_pixels``."""
+MOST_DESCRIBED = 67_108_864
+"""Pixels of the largest image whose masks and segments are written; of larger ones there are labels and areas."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,8 +114,12 @@ class SegmentationPredictor:
 
         For every image ``<stem>_mask.png`` (labels, coloured by a palette) and ``<stem>_overlay.png``; for all together
         ``areas.csv`` and ``annotations.json`` (COCO), and, where the model tells objects apart, ``panoptic.json`` with
-        ``panoptic/<stem>.png``. Images of more than ``inference.max_pixels`` are read and predicted in tiles: their
-        labels are a TIFF file, their overlay is small, and they have areas only.
+        ``panoptic/<stem>.png``. Sub-folders stay what they are; images whose names differ in the ending alone keep it.
+
+        Images of more than ``inference.max_pixels`` are read and predicted in tiles, unless ``inference.shorter_side``
+        makes them small enough: labels of tiles are a TIFF file. All of these have a small overlay, and their objects
+        are found at ``inference.max_pixels``. Images of more than :data:`MOST_DESCRIBED` pixels have labels, overlay
+        and areas only.
 
         Args:
             source: An image file or a folder.
@@ -117,7 +129,10 @@ class SegmentationPredictor:
             The files written.
 
         Raises:
-            DataError: There are no images, or one cannot be decoded and ``data.on_corrupt`` is ``error``.
+            ConfigError: An image is above ``inference.max_pixels`` at the size that ``inference.shorter_side`` wants;
+                said before anything is written.
+            DataError: There are no images, one cannot be decoded and ``data.on_corrupt`` is ``error``, or the model's
+                output is not finite.
             UserError: The output cannot be written.
         """
         path = Path(source).expanduser()
@@ -125,11 +140,12 @@ class SegmentationPredictor:
         folder = Path(output).expanduser() if output else path.with_name(f"{path.stem}_segmentation")
         if folder.is_file() or (folder.suffix and not folder.is_dir()):
             raise UserError("several files are written, which need a folder", str(folder), "Name a folder as --output")
-        record = _Record(self.info.classes)
+        self._refuse_sizes(root, names)
+        record = _Record(folder, self.info.classes)
         written: list[Path] = []
-        for number, name in enumerate(names):
+        for number, (name, stem) in enumerate(_stems(names).items()):
             try:
-                written += self._file(root / name, folder / Path(name).with_suffix(""), number, name, record)
+                written += self._file(root / name, _Item(number, name, stem), record)
             except CorruptSample:
                 if self.module.config.data.on_corrupt != "skip":
                     raise
@@ -138,50 +154,98 @@ class SegmentationPredictor:
             raise DataError("none of its images can be decoded", str(path), "Check the files with doctor")
         return [*written, *self._summaries(folder, record)]
 
-    def _file(self, file: Path, stem: Path, number: int, name: str, record: _Record) -> Iterator[Path]:
-        height, width = upright_size(file)
+    def _refuse_sizes(self, root: Path, names: Sequence[str]) -> None:
+        """Refuse images that can be seen neither whole nor in tiles before the first is predicted."""
+        config = self.module.config.inference
+        for name in names if config.shorter_side else ():
+            with contextlib.suppress(CorruptSample):  # told, or skipped, when its turn comes
+                height, width = image_size(root / name)
+                if height * width > config.max_pixels:
+                    refuse_size(self.module.viewer, (height, width), name)
+
+    def _file(self, file: Path, item: _Item, record: _Record) -> Iterator[Path]:
+        height, width = image_size(file)
         if height * width > self.module.config.inference.max_pixels:
-            yield from self._large(file, stem, number, name, record)
+            yield from self._large(open_image(file, self.info.channels), item, record)
             return
-        found = self._seen(read_image(file, self.info.channels))
-        record.add(number, name, (height, width), found.areas)
-        yield self._save(stem, "_mask.png", _indexed(found.labels, self.info.palette))
-        yield self._save(stem, "_overlay.png", Image.fromarray(found.overlay()))
-        masks: list[tuple[int, Any, float | None]]
-        if found.segments is None:
-            masks = [(label, found.labels == label, None) for label in np.unique(found.labels).tolist()]
+        found = self._seen(whole_image(file, self.info.channels))
+        record.add(item, found.labels.shape, found.areas)
+        yield _save(record.folder / f"{item.stem}_mask.png", _indexed(found.labels, self.info.palette))
+        yield _save(record.folder / f"{item.stem}_overlay.png", Image.fromarray(found.overlay()))
+        segments = None
+        if found.segments is not None:
+            segments = _Segments(found.segments, found.segment_classes, found.segment_scores)
+        yield from self._described(item, found.labels, segments, record)
+
+    def _large(self, source: PixelSource, item: _Item, record: _Record) -> Iterator[Path]:
+        """Labels part by part, so that the memory of the model does not grow with the image."""
+        size = source.height, source.width
+        viewer, device = self.module.viewer, self.module.device
+        if viewer.config.shorter_side and size[0] * size[1] <= MOST_DESCRIBED:
+            labels = np.empty(size, dtype=np.uint8)
+            predict_labels(viewer, source, labels, device=device)
+            yield _save(record.folder / f"{item.stem}_mask.png", _indexed(labels, self.info.palette))
+            yield from self._summed_up(source, item, labels, record)
+            return
+        target = record.folder / f"{item.stem}_mask.tif"
+        with label_file(target, *size) as mapped:
+            predict_labels(viewer, source, mapped, device=device)
+            more = list(self._summed_up(source, item, mapped, record))
+        yield target
+        yield from more
+
+    def _summed_up(self, source: PixelSource, item: _Item, labels: Any, record: _Record) -> Iterator[Path]:
+        """Areas, overlay, masks and segments of a large image."""
+        height, width = source.height, source.width
+        counts = np.zeros(256, dtype=np.int64)
+        for top in range(0, height, 1024):
+            counts += np.bincount(np.asarray(labels[top : top + 1024]).ravel(), minlength=256)
+        names = self.info.classes
+        record.add(item, (height, width), dict(zip(names, counts[: len(names)].tolist(), strict=True)))
+        segments = self._segments(source, item)
+        step = -(-max(height, width) // OVERLAY_SIDE)
+        pixels = source.read((0, height), (0, width)) if step == 1 else _thinned(source, step)
+        drawn = overlay(pixels.astype(np.float32) / 255, np.asarray(labels[::step, ::step]), self.info.palette)
+        drawn = drawn if segments is None else outlined(drawn, segments.numbers[::step, ::step])
+        yield _save(record.folder / f"{item.stem}_overlay.png", Image.fromarray(np.rint(drawn * 255).astype(np.uint8)))
+        if height * width <= MOST_DESCRIBED:
+            yield from self._described(item, np.asarray(labels), segments, record)
+
+    def _segments(self, source: PixelSource, item: _Item) -> _Segments | None:
+        """Segments of a large image, found where it is brought down to what the model sees at once."""
+        if not self.module.tells_objects:
+            return None
+        size = source.height, source.width
+        if size[0] * size[1] > MOST_DESCRIBED:
+            log.warning(
+                "%s: objects are not told apart in %d x %d pixels, above %d; cut it into smaller images for that",
+                *(item.name, *size, MOST_DESCRIBED),
+            )
+            return None
+        seen = read_at(source, self.module.viewer.segment_size(size), normaliser(self.info))[None]
+        with torch.inference_mode():
+            seen = seen.to(self.module.device)
+            (found,) = self.module.segments_of(self.module.model(continued(seen)), seen, size)
+        return _Segments(found.segments.cpu().numpy(), tuple(found.classes.tolist()), tuple(found.scores.tolist()))
+
+    def _described(
+        self, item: _Item, labels: NDArray[np.uint8], segments: _Segments | None, record: _Record
+    ) -> Iterator[Path]:
+        """Masks of segments, or of classes where no objects are told apart, in COCO's formats."""
+        masks: Iterator[tuple[int, Any, float | None]]
+        if segments is None:
+            masks = ((label, labels == label, None) for label in np.unique(labels).tolist())
         else:
-            parts = enumerate(zip(found.segment_classes, found.segment_scores, strict=True), start=1)
-            masks = [(label, found.segments == segment, score) for segment, (label, score) in parts]
-            yield self._save(stem.parent / "panoptic" / stem.name, ".png", _coloured_ids(found.segments))
-            about = coco.segments_info(found.segments, found.segment_classes, found.segment_scores)
-            record.panoptic.append({"image_id": number, "file_name": f"{stem.name}.png", "segments_info": about})
+            parts = enumerate(zip(segments.classes, segments.scores, strict=True), start=1)
+            masks = ((label, segments.numbers == segment, score) for segment, (label, score) in parts)
+            picture = Image.fromarray(coco.as_colours(segments.numbers))
+            yield _save(record.folder / f"panoptic/{item.stem}.png", picture)
+            about = coco.segments_info(*segments)
+            record.panoptic.append({"image_id": item.number, "file_name": f"{item.stem}.png", "segments_info": about})
         for label, mask, score in masks:
             if mask.any():
-                record.annotations.append(coco.annotation(mask, number, label, len(record.annotations) + 1, score))
-
-    def _large(self, file: Path, stem: Path, number: int, name: str, record: _Record) -> Iterator[Path]:
-        """Labels tile by tile, so that memory does not grow with the image."""
-        source = open_image(file, self.info.channels)
-        target = stem.with_name(f"{stem.name}_mask.tif")
-        step = -(-max(source.height, source.width) // OVERLAY_SIDE)
-        counts = np.zeros(256, dtype=np.int64)
-        with label_file(target, source.height, source.width) as labels:
-            predict_labels(self.module.viewer, source, labels, device=self.module.device)
-            for top in range(0, source.height, 1024):
-                counts += np.bincount(np.asarray(labels[top : top + 1024]).ravel(), minlength=256)
-            small = np.asarray(labels[::step, ::step])
-        classes = self.info.classes
-        record.add(
-            number,
-            name,
-            (source.height, source.width),
-            dict(zip(classes, counts[: len(classes)].tolist(), strict=True)),
-        )
-        yield target
-        pixels = source.read((0, source.height), (0, source.width)) if step == 1 else _thinned(source, step)
-        drawn = overlay(pixels.astype(np.float32) / 255, small, self.info.palette)
-        yield self._save(stem, "_overlay.png", Image.fromarray(np.rint(drawn * 255).astype(np.uint8)))
+                number = len(record.annotations) + 1
+                record.annotations.append(coco.annotation(mask, item.number, label, number, score))
 
     def _summaries(self, folder: Path, record: _Record) -> Iterator[Path]:
         yield _written(folder / "areas.csv", record.table())
@@ -191,15 +255,9 @@ class SegmentationPredictor:
         if record.panoptic:
             yield _written(folder / "panoptic.json", json.dumps({**whole, "annotations": record.panoptic}))
 
-    @staticmethod
-    def _save(stem: Path, ending: str, image: Image.Image) -> Path:
-        content = io.BytesIO()
-        image.save(content, format="PNG")
-        return _written(stem.with_name(stem.name + ending), content.getvalue())
-
     def _open(self, image: Any, where: str) -> Image.Image:
         if isinstance(image, str | Path):
-            return read_image(Path(image).expanduser(), self.info.channels)
+            return whole_image(Path(image).expanduser(), self.info.channels)
         if isinstance(image, Image.Image):
             return to_mode(image, self.info.channels, where)
         return from_array(image, self.info.channels, where)
@@ -209,8 +267,7 @@ class SegmentationPredictor:
         size = torch.tensor([[image.height, image.width]])
         with torch.inference_mode():
             found = self.module.predict_batch({"image": batch, "size": size})
-        if not found.certainty.isfinite().all():
-            raise DataError("the model's output is not finite", mend="Check the weights: was the training stable?")
+        check_finite(found.certainty)
         segmentation = Segmentation(
             labels=found.labels[0].cpu().numpy().astype(np.uint8),
             certainty=found.certainty[0].cpu().numpy(),
@@ -229,22 +286,38 @@ class SegmentationPredictor:
         )
 
 
-class _Record:
-    """What is told of all images together."""
+class _Item(NamedTuple):
+    """An image: its number, its name below the input, and that of its files below the output, without their ending."""
 
-    def __init__(self, classes: Sequence[str]) -> None:
-        self.classes = classes
+    number: int
+    name: str
+    stem: str
+
+
+class _Segments(NamedTuple):
+    """Segments of an image: the number at every pixel, [H, W], 0 for none; class and certainty of 1, 2, ..."""
+
+    numbers: NDArray[np.int32]
+    classes: Sequence[int]
+    scores: Sequence[float]
+
+
+class _Record:
+    """Where files are written, and what is told of all images together."""
+
+    def __init__(self, folder: Path, classes: Sequence[str]) -> None:
+        self.folder, self.classes = folder, classes
         self.images: list[dict[str, Any]] = []
         self.annotations: list[dict[str, Any]] = []
         self.panoptic: list[dict[str, Any]] = []
         self.areas: list[tuple[str, int, dict[str, int]]] = []
         self.skipped: list[str] = []
 
-    def add(self, number: int, name: str, size: tuple[int, int], areas: dict[str, int]) -> None:
+    def add(self, item: _Item, size: Sequence[int], areas: dict[str, int]) -> None:
         """An image, and the pixels of its classes."""
         height, width = size
-        self.images.append({"id": number, "file_name": name, "height": height, "width": width})
-        self.areas.append((name, height * width, areas))
+        self.images.append({"id": item.number, "file_name": item.name, "height": height, "width": width})
+        self.areas.append((item.name, height * width, areas))
 
     def table(self) -> str:
         """CSV: ``file, pixels``, then the share of each class; files that were skipped have none."""
@@ -269,6 +342,13 @@ def _found(path: Path) -> tuple[Path, list[str]]:
     return path, names
 
 
+def _stems(names: Sequence[str]) -> dict[str, str]:
+    """Where files of images go: the name without its ending, or with it where that alone tells two images apart."""
+    short = {name: PurePosixPath(name).with_suffix("").as_posix() for name in names}
+    shared = Counter(short.values())
+    return {name: stem if shared[stem] == 1 and stem not in short else name for name, stem in short.items()}
+
+
 def _indexed(labels: NDArray[np.uint8], palette: Sequence[tuple[int, int, int]]) -> Image.Image:
     """Labels as an image whose palette has the colours of the classes; 255 is black."""
     image = Image.fromarray(labels, mode=None)
@@ -278,17 +358,19 @@ def _indexed(labels: NDArray[np.uint8], palette: Sequence[tuple[int, int, int]])
     return image
 
 
-def _coloured_ids(segments: NDArray[np.int32]) -> Image.Image:
-    return Image.fromarray(coco.as_colours(segments))
-
-
-def _thinned(source: Any, step: int) -> NDArray[np.uint8]:
+def _thinned(source: PixelSource, step: int) -> NDArray[np.uint8]:
     """Every ``step``-th pixel of an image, read a strip at a time."""
     rows = [
         source.read((top, min(top + 1, source.height)), (0, source.width))[:, ::step]
         for top in range(0, source.height, step)
     ]
     return np.concatenate(rows)
+
+
+def _save(path: Path, image: Image.Image) -> Path:
+    content = io.BytesIO()
+    image.save(content, format="PNG")
+    return _written(path, content.getvalue())
 
 
 def _written(path: Path, content: str | bytes) -> Path:

@@ -18,7 +18,7 @@ from PIL import Image
 
 from apps.core.run.atomic import TMP_SUFFIX, cannot_write
 from datamodules.guard import CorruptSample
-from datamodules.image_reading import from_array, read_image
+from datamodules.image_reading import from_array, read_image, upright_size
 from graftwork.errors import DataError, ShapeError, UserError
 
 Span = tuple[int, int]
@@ -84,8 +84,7 @@ class PillowSource:
     """
 
     def __init__(self, path: Path, channels: int = 3) -> None:
-        with _any_size():
-            self.image = read_image(path, channels)
+        self.image = whole_image(path, channels)
         self.width, self.height = self.image.size
 
     def read(self, rows: Span, columns: Span) -> NDArray[np.uint8]:
@@ -203,6 +202,18 @@ def open_image(path: str | Path, channels: int = 3) -> PixelSource:
         with contextlib.suppress(ImportError, DataError):
             return TiffSource(path, channels)
     return PillowSource(path, channels)
+
+
+def whole_image(path: Path, channels: int = 3) -> Image.Image:
+    """Decode an image file of any size in one piece, see :func:`datamodules.image_reading.read_image`."""
+    with _any_size():
+        return read_image(path, channels)
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """Height and width of an image file of any size, see :func:`datamodules.image_reading.upright_size`."""
+    with _any_size():
+        return upright_size(path)
 
 
 @contextlib.contextmanager

@@ -4,7 +4,9 @@ Tiles lie as windows lie in :func:`apps.segmentation.windows.slide`, and their s
 the label map equals that of the whole image. Scores are kept for a strip of the image only: the strips' width follows
 from a memory limit, whatever the size of the image, and tiles that reach into two strips are predicted for both.
 
-Shape legend: C classes, H x W image, h x w tile, S columns of a strip.
+Images that are brought to a smaller size first are seen whole: they are read, and scores get their size, in strips.
+
+Shape legend: C classes, H x W image, h x w tile or smaller image, S columns of a strip.
 """
 
 from __future__ import annotations
@@ -20,12 +22,14 @@ from torch import Tensor
 from apps.segmentation.sources import PixelSource, Span
 from apps.segmentation.windows import Scores, Viewer, resized, window_weights, windows
 from datamodules.segmentation.info import SegmentationInfo
-from graftwork.errors import ConfigError, ShapeError
+from graftwork.errors import ConfigError, DataError, ShapeError
 
 SCORE_BYTES = 256 << 20
 """Memory for the scores of a strip."""
 MOST_CLASSES = 255
 """Labels that fit a byte beside the one of ignored pixels."""
+_READ_PIXELS = 1 << 22
+"""Of an image that are read at once where it is brought to another size."""
 
 Prepare = Callable[[NDArray[np.uint8]], Tensor]
 """From pixels, [h, w, channels] uint8, to what a model takes, [channels, h, w]."""
@@ -140,11 +144,10 @@ def predict_tiles(
 
     Raises:
         ConfigError: Tiles that leave pixels out.
+        DataError: Scores that are not finite.
         ShapeError: ``labels`` are not as large as the image, or classes do not fit a byte.
     """
-    size = source.height, source.width
-    if tuple(labels.shape) != size:
-        raise ShapeError(f"labels must be {list(size)} as the image is, got {list(labels.shape)}")
+    size = _size_for(labels, source)
     grid = TileGrid(size, tile, stride)
     classes = _classes(predict, prepare(source.read(grid.rows[0], grid.columns[0])), device)
     strips = grid.strips(memory // (4 * classes * grid.tile[0]))
@@ -154,7 +157,7 @@ def predict_tiles(
         for row, bottom in zip(grid.rows, [*(row[0] for row in grid.rows[1:]), size[0]], strict=True):
             for start in range(0, len(columns), batch):
                 group = columns[start : start + batch]
-                scores = predict(_tiles(source, row, group, prepare).to(device))
+                scores = check_finite(predict(_tiles(source, row, group, prepare).to(device)))
                 for column, found in zip(group, resized(scores, grid.tile).float(), strict=True):
                     strip.add(row, column, found)
                 done += len(group)
@@ -164,12 +167,35 @@ def predict_tiles(
             labels[slice(*rows), slice(*keep)] = finished.to(torch.uint8).cpu().numpy()
 
 
+def check_finite(scores: Tensor) -> Tensor:
+    """Scores, or probabilities, as they are.
+
+    Raises:
+        DataError: They are not finite.
+    """
+    if not scores.isfinite().all():
+        raise DataError("the model's output is not finite", mend="Check the weights: was the training stable?")
+    return scores
+
+
+def _size_for(labels: Any, source: PixelSource) -> tuple[int, int]:
+    """Height and width of an image, which labels must have."""
+    size = source.height, source.width
+    if tuple(labels.shape) != size:
+        raise ShapeError(f"labels must be {list(size)} as the image is, got {list(labels.shape)}")
+    return size
+
+
 def _classes(predict: Scores, tile: Tensor, device: torch.device | str) -> int:
     """How many classes the scores of a tile tell apart."""
-    classes = predict(tile[None].to(device)).shape[1]
-    if classes > MOST_CLASSES:
-        raise ShapeError(f"{classes} classes do not fit labels of one byte, at most {MOST_CLASSES} do")
-    return classes
+    return _fitting(predict(tile[None].to(device))).shape[1]
+
+
+def _fitting(scores: Tensor) -> Tensor:
+    """Scores [B, C, h, w] of classes that labels can tell apart."""
+    if scores.shape[1] > MOST_CLASSES:
+        raise ShapeError(f"{scores.shape[1]} classes do not fit labels of one byte, at most {MOST_CLASSES} do")
+    return scores
 
 
 def _tiles(source: PixelSource, row: Span, columns: Sequence[Span], prepare: Prepare) -> Tensor:
@@ -190,6 +216,70 @@ def normaliser(info: SegmentationInfo) -> Prepare:
     return prepare
 
 
+def read_at(source: PixelSource, size: tuple[int, int], prepare: Prepare) -> Tensor:
+    """Bring an image to a size while it is read, so that it need not fit into memory.
+
+    Args:
+        source: The image.
+        size: Height and width to give it.
+        prepare: Makes pixels what a model takes.
+
+    Returns:
+        [channels, height, width], what :func:`~apps.segmentation.windows.resized` makes of the whole image.
+    """
+    at_once = max(1, _READ_PIXELS * size[0] // (source.width * source.height))  # rows of the result
+    parts = []
+    for top in range(0, size[0], at_once):
+        rows = range(top, min(top + at_once, size[0]))
+        above, below, _ = _neighbours(rows, source.height, size[0])
+        first, last = int(above[0]), int(below[-1]) + 1
+        pixels = prepare(source.read((first, last), (0, source.width)))
+        pixels = _stretched(pixels, -2, rows, source.height, size[0], first)
+        parts.append(_stretched(pixels, -1, range(size[1]), source.width, size[1]))
+    return torch.cat(parts, dim=-2)
+
+
+def _neighbours(places: range, length: int, wanted: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Positions before and after some places of an axis that is resized, and how far each is on its way to the latter.
+
+    Source: bilinear resizing of PyTorch with ``align_corners=False``.
+    """
+    found = torch.arange(places.start, places.stop, dtype=torch.float32)
+    found = ((found + 0.5) * (length / wanted) - 0.5).clamp(min=0)
+    before = found.long().clamp(max=length - 1)
+    return before, (before + 1).clamp(max=length - 1), found - before
+
+
+def _stretched(maps: Tensor, axis: int, places: range, length: int, wanted: int, first: int = 0) -> Tensor:
+    """Some places of an axis, -2 or -1, that is resized from ``length`` to ``wanted``; maps begin at ``first``."""
+    before, after, share = (part.to(maps.device) for part in _neighbours(places, length, wanted))
+    share = share.to(maps.dtype)
+    found = maps.index_select(axis, before - first)
+    return found.lerp_(maps.index_select(axis, after - first), share[:, None] if axis == -2 else share)
+
+
+def refuse_size(viewer: Viewer, size: tuple[int, int], where: str = "") -> None:
+    """Refuse an image that is to be resized to more pixels than are seen whole: tiles of it cannot be.
+
+    Args:
+        viewer: Its configuration.
+        size: Height and width of the image.
+        where: Name of the image.
+
+    Raises:
+        ConfigError: It is too large.
+    """
+    height, width = viewer.brought_size(size)
+    if viewer.config.shorter_side and height * width > viewer.config.max_pixels:
+        raise ConfigError(
+            f"shorter_side={viewer.config.shorter_side} makes {height} x {width} pixels of this image of {size[0]} x "
+            f"{size[1]}, above max_pixels={viewer.config.max_pixels}",
+            where or "inference",
+            "Raise --inference.max_pixels, or set --inference.shorter_side 0",
+        )
+
+
+@torch.no_grad()
 def predict_labels(
     viewer: Viewer,
     source: PixelSource,
@@ -202,7 +292,7 @@ def predict_labels(
 
     Where images are seen in windows, once, the tiles are these windows and the labels those of
     :meth:`Viewer.class_scores` for the whole image. Else tiles of ``max_pixels`` overlap by a quarter and fade into
-    each other, and each is seen at all scales.
+    each other, and each is seen at all scales. Images that are brought to a size first are seen whole at that.
 
     Args:
         viewer: Model and configuration.
@@ -212,21 +302,32 @@ def predict_labels(
         progress: Called with the tiles that are done and those that there are.
 
     Raises:
-        ConfigError: Images are to be brought to a size first, which tiles of them cannot be.
+        ConfigError: Images are to be brought to a size first at which they are too large to be seen whole.
+        DataError: Scores that are not finite.
     """
-    if viewer.config.shorter_side:
-        raise ConfigError(
-            f"shorter_side={viewer.config.shorter_side} asks for whole images, this one of {source.height} x "
-            f"{source.width} pixels is above max_pixels={viewer.config.max_pixels}",
-            "inference",
-            "Raise --inference.max_pixels, or set --inference.shorter_side 0",
-        )
     prepare = normaliser(viewer.info)
+    if viewer.config.shorter_side:
+        refuse_size(viewer, (source.height, source.width))
+        seen = read_at(source, viewer.brought_size((source.height, source.width)), prepare)[None].to(device)
+        _enlarge_labels(check_finite(_fitting(viewer.class_scores(seen)))[0], labels, _size_for(labels, source))
+        if progress is not None:
+            progress(1, 1)
+        return
     if viewer.config.mode == "slide" and viewer.one_view:
-        options: dict[str, Any] = {"tile": viewer.crop, "stride": viewer.stride, "blend": False}
+        options: dict[str, Any] = {"tile": viewer.crop, "stride": viewer.stride, "blend": viewer.config.blend}
         predict, batch = viewer.filled, viewer.at_once(viewer.crop, torch.device(device))
     else:
         side, step = viewer.tile
         options = {"tile": (side, side), "stride": (step, step), "blend": True}
         predict, batch = viewer.class_scores, 1
     predict_tiles(predict, source, labels, prepare, batch=batch, device=device, progress=progress, **options)
+
+
+def _enlarge_labels(scores: Tensor, labels: Any, size: tuple[int, int]) -> None:
+    """Labels at ``size`` from scores [C, h, w], a strip at a time: scores of all classes there may not fit."""
+    classes, height, width = scores.shape
+    at_once = max(1, SCORE_BYTES // (4 * classes * max(size[1], width)))
+    for top in range(0, size[0], at_once):
+        rows = range(top, min(top + at_once, size[0]))
+        strip = _stretched(_stretched(scores, -2, rows, height, size[0]), -1, range(size[1]), width, size[1])
+        labels[rows.start : rows.stop] = strip.argmax(0).to(torch.uint8).cpu().numpy()

@@ -245,6 +245,7 @@ def test_bad_data_is_one_clear_error(run, case, tmp_path):
         (["--data.crop", "[16,64]"], "data.crop"),
         (["--data.name", "camvit"], "camvid"),
         (["--inference.mode", "slide", "--inference.crop", "32", "--inference.stride", "64"], "stride=64"),
+        (["--inference.crop", "32,64", "--inference.stride", "16,65"], "must be at most crop="),
         (["--inference.scales", "[0]"], "inference.scales"),
         (["--panoptic.overlap", "2"], "panoptic.overlap=2"),
         (["--config", "configs/segmentation/tinny.yaml"], "tiny.yaml"),

@@ -11,16 +11,18 @@ import pytest
 import torch
 from PIL import Image
 
+from apps.segmentation import predict
 from apps.segmentation.module import SegmentationModule
 from apps.segmentation.predict import SegmentationPredictor
 from datamodules.segmentation.info import SegmentationInfo
-from graftwork.errors import DataError, UserError
+from graftwork.errors import ConfigError, DataError, UserError
 from tests.apps.segmentation.runs import small
 
 RNG = np.random.default_rng(0)
 INFO = SegmentationInfo(
     classes=("road", "sky", "car"), palette=((90, 90, 90), (90, 150, 230), (220, 40, 40)), crop=(32, 32)
 )
+EVERY_MASK = {f"panoptic.{name}": 0.0 for name in ("thing_threshold", "stuff_threshold", "overlap", "pixel_threshold")}
 
 
 def predictor(panoptic: bool = False, **changes: object) -> SegmentationPredictor:
@@ -122,6 +124,112 @@ def test_large_images_are_seen_in_tiles_and_give_labels_and_areas(tmp_path):
     np.testing.assert_array_equal(labels, whole)
 
 
+def seen_sizes(ours: SegmentationPredictor) -> list[tuple[int, int]]:
+    """Height and width of all that the model is given from now on."""
+    sizes: list[tuple[int, int]] = []
+    ours.module.model.backbone.register_forward_pre_hook(lambda _, words: sizes.append(tuple(words[0].shape[-2:])))
+    return sizes
+
+
+def segment_numbers(path: Path) -> np.ndarray:
+    with Image.open(path) as picture:
+        colours = np.asarray(picture).astype(int)
+    return colours[..., 0] + 256 * colours[..., 1] + 65536 * colours[..., 2]
+
+
+def test_files_of_different_images_differ(tmp_path):
+    sizes = {"a/1.png": (40, 48), "b/1.png": (44, 40), "x.jpg": (36, 40), "x.png": (40, 36)}
+    for name, size in sizes.items():
+        save(tmp_path / "in" / name, pixels(*size, 3))
+    written = predictor(panoptic=True, **EVERY_MASK).predict_file(tmp_path / "in", tmp_path / "out")
+    assert len(written) == len(set(written)) == 4 * 3 + 3
+    for name in ("a/1_mask.png", "b/1_mask.png", "x.jpg_mask.png", "x.png_mask.png"):
+        assert tmp_path / "out" / name in written
+    story = json.loads((tmp_path / "out/panoptic.json").read_text())
+    names = {image["id"]: image["file_name"] for image in story["images"]}
+    assert [about["file_name"] for about in story["annotations"]] == ["a/1.png", "b/1.png", "x.jpg.png", "x.png.png"]
+    for about in story["annotations"]:
+        numbers = segment_numbers(tmp_path / "out/panoptic" / about["file_name"])
+        assert numbers.shape == sizes[names[about["image_id"]]]
+        assert {row["id"]: row["area"] for row in about["segments_info"]} == {
+            number: (numbers == number).sum() for number in np.unique(numbers) if number
+        }
+
+
+def test_names_of_files_are_short_where_they_can_be():
+    assert predict._stems(["a.png", "b/a.png", "b/c.d.tif"]) == {"a.png": "a", "b/a.png": "b/a", "b/c.d.tif": "b/c.d"}
+    found = predict._stems(["x.jpg", "x.png", "x.png.png"])
+    assert found["x.jpg"] == "x.jpg" and len(set(found.values())) == 3
+
+
+def test_images_above_the_limit_of_pillow_are_seen(tmp_path, monkeypatch):
+    image = save(tmp_path / "large.png", pixels(90, 200, 3))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 4000)  # refused from twice as many on
+    tiled = predictor(**{"inference.max_pixels": 4096, "data.on_corrupt": "skip"})
+    assert tmp_path / "tiled/large_mask.tif" in tiled.predict_file(image, tmp_path / "tiled")
+    whole = predictor()
+    assert tmp_path / "whole/large_mask.png" in whole.predict_file(image, tmp_path / "whole")
+    assert whole(image).labels.shape == (90, 200)
+    assert Image.MAX_IMAGE_PIXELS == 4000
+
+
+def test_objects_of_large_images_are_found_in_smaller_ones(tmp_path):
+    ours = predictor(panoptic=True, **EVERY_MASK, **{"inference.max_pixels": 4096})
+    image, sizes = save(tmp_path / "large.png", pixels(90, 200, 3)), seen_sizes(ours)
+    written = ours.predict_file(image, tmp_path / "out")
+    assert {path.name for path in written} == {
+        "large_mask.tif", "large_overlay.png", "large.png", "areas.csv", "annotations.json", "panoptic.json",
+    }  # fmt: skip
+    assert (42, 95) in sizes and all(height * width <= 4096 for height, width in sizes)
+    (about,) = json.loads((tmp_path / "out/panoptic.json").read_text())["annotations"]
+    numbers = segment_numbers(tmp_path / "out/panoptic" / about["file_name"])
+    assert numbers.shape == (90, 200) and numbers.any()
+    rows = json.loads((tmp_path / "out/annotations.json").read_text())["annotations"]
+    assert [row["area"] for row in rows] == [row["area"] for row in about["segments_info"]]
+    # Python sees the image in the same way
+    sizes.clear()
+    found = ours(image)
+    assert (42, 95) in sizes and all(height * width <= 4096 for height, width in sizes)
+    assert (found.segments == numbers).mean() > 0.99
+    with Image.open(tmp_path / "out/large_mask.tif") as mask:
+        assert (np.asarray(mask) == found.labels).mean() > 0.999
+
+
+def test_objects_that_are_not_told_apart_are_told_of(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(predict, "MOST_DESCRIBED", 10_000)
+    ours = predictor(panoptic=True, **EVERY_MASK, **{"inference.max_pixels": 4096})
+    save(tmp_path / "in/large.png", pixels(90, 200, 3))
+    save(tmp_path / "in/small.png", pixels(90, 90, 3))
+    ours.predict_file(tmp_path / "in", tmp_path / "out")
+    (warning,) = (record.getMessage() for record in caplog.records if record.name == "apps.segmentation.predict")
+    assert warning.startswith("large.png: objects are not told apart in 90 x 200 pixels, above 10000")
+    (about,) = json.loads((tmp_path / "out/panoptic.json").read_text())["annotations"]
+    assert about["file_name"] == "small.png"
+    assert len(rows(tmp_path / "out/areas.csv")) == 2
+
+
+def test_large_images_that_are_made_small_first_are_seen_whole(tmp_path):
+    ours = predictor(**{"inference.max_pixels": 4096, "inference.shorter_side": 32})
+    save(tmp_path / "in/a.png", pixels(20, 30, 3))
+    large, sizes = save(tmp_path / "in/b.png", pixels(90, 200, 3)), seen_sizes(ours)
+    ours.predict_file(tmp_path / "in", tmp_path / "out")
+    assert sizes == [(32, 48), (32, 71)]
+    labels = np.asarray(Image.open(tmp_path / "out/b_mask.png"))
+    assert labels.shape == (90, 200) and (labels == ours(large).labels).mean() > 0.999
+    story = json.loads((tmp_path / "out/annotations.json").read_text())["annotations"]
+    assert sum(row["area"] for row in story if row["image_id"] == 1) == 90 * 200
+
+
+def test_images_that_are_too_large_all_the_same_are_refused_before_anything_is_written(tmp_path):
+    ours = predictor(**{"inference.max_pixels": 4096, "inference.shorter_side": 64, "data.on_corrupt": "skip"})
+    save(tmp_path / "in/a.png", pixels(20, 30, 3))
+    save(tmp_path / "in/c.png", pixels(90, 200, 3))
+    (tmp_path / "in/b.png").write_text("no image")
+    with pytest.raises(ConfigError, match=r"c\.png: shorter_side=64 makes 64 x 142 pixels of this image of 90 x 200"):
+        ours.predict_file(tmp_path / "in", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(
     ("name", "make", "message"),
     [
@@ -152,10 +260,17 @@ def test_a_file_as_output_is_refused(tmp_path):
         predictor().predict_file(image, tmp_path / "mask.png")
 
 
-def test_weights_that_give_no_numbers_are_told():
-    ours = predictor()
+@pytest.mark.parametrize(
+    "words", [{}, {"inference.max_pixels": 4096}, {"inference.max_pixels": 4096, "inference.shorter_side": 32}]
+)
+def test_weights_that_give_no_numbers_are_told(tmp_path, words):
+    ours = predictor(**words)
     with torch.no_grad():
         for parameter in ours.module.model.head.parameters():
             parameter.fill_(float("nan"))
+    image = save(tmp_path / "large.png", pixels(90, 200, 3))
     with pytest.raises(DataError, match="not finite"):
-        ours(pixels(8, 9, 3))
+        ours(image)
+    with pytest.raises(DataError, match="not finite"):
+        ours.predict_file(image, tmp_path / "out")
+    assert not (tmp_path / "out").is_dir() or not list((tmp_path / "out").iterdir())

@@ -14,13 +14,15 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor, nn
 
+from apps.segmentation import tiles
 from apps.segmentation.config import InferenceConfig
 from apps.segmentation.sources import ArraySource, PillowSource, TiffSource, label_file, open_image
-from apps.segmentation.tiles import TileGrid, predict_labels, predict_tiles
-from apps.segmentation.windows import Viewer, average_of_views, nearest, slide, windows
+from apps.segmentation.tiles import TileGrid, predict_labels, predict_tiles, read_at
+from apps.segmentation.windows import Viewer, average_of_views, nearest, resized, slide, windows
 from datamodules.guard import CorruptSample
 from datamodules.segmentation.info import SegmentationInfo
-from graftwork.errors import ConfigError, ShapeError, UserError
+from graftwork.errors import ConfigError, DataError, ShapeError, UserError
+from tests.apps.segmentation.runs import small
 
 CLASSES = 4
 INFO = SegmentationInfo(tuple("abcd"), ((0, 0, 0),) * CLASSES, crop=(48, 36))
@@ -145,6 +147,34 @@ def test_windows_are_the_training_images_by_default():
     assert viewer(model, mode="slide", crop=40, stride=9).stride == (9, 9)
 
 
+def test_windows_fade_into_each_other_where_they_overlap_and_nowhere_else(monkeypatch):
+    options = {"mode": "slide", "crop": (48, 40), "stride": (48, 30)}
+    model, images = Local(), torch.randn(1, 3, 48, 100)
+    with torch.no_grad():
+        plain, blended = (viewer(model, **options, blend=blend).class_scores(images) for blend in (False, True))
+        monkeypatch.setattr("apps.segmentation.windows.window_weights", lambda length, *_: torch.ones(length))
+        equal = viewer(model, **options, blend=True).class_scores(images)
+    both = torch.zeros(100, dtype=torch.bool)
+    both[30:40] = both[60:70] = True  # windows begin at 0, 30 and 60
+    torch.testing.assert_close(blended[..., ~both], plain[..., ~both])
+    assert ((blended - plain)[..., both].abs() > 1e-4).float().mean() > 0.5
+    torch.testing.assert_close(equal, plain)
+
+
+def test_windows_have_one_side_or_two(tmp_path):
+    config = small(tmp_path, **{"inference.crop": [32, 48], "inference.stride": "16,24"}).inference
+    assert tuple(config.crop) == (32, 48) and tuple(config.stride) == (16, 24) and not list(config.problems())
+    assert small(tmp_path, **{"inference.crop": 40}).inference.crop == 40
+    for words, text in (
+        ({"crop": (32, 64), "stride": (16, 65)}, r"stride=(16, 65) must be at most crop=(32, 64)"),
+        ({"crop": 32, "stride": (16, 33)}, "stride=(16, 33) must be at most crop=32"),
+        ({"crop": (0, 32)}, "crop=(0, 32) must be"),
+        ({"stride": -1}, "stride=-1 must be"),
+    ):
+        (problem,) = InferenceConfig(**words).problems()
+        assert text in problem
+
+
 @pytest.mark.parametrize(
     "options", [{}, {"mode": "slide"}, {"scales": (0.75, 1.0), "flip": True}, {"max_pixels": 1024}]
 )
@@ -218,7 +248,16 @@ def test_tiles_equal_windows_over_the_whole_image(height, width, blend, memory, 
     torch.testing.assert_close(chosen, whole.amax(0), rtol=0, atol=1e-6)  # equal scores may fall either way
 
 
-@pytest.mark.parametrize("options", [{"mode": "slide"}, {"flip": True, "max_pixels": 4096}, {"max_pixels": 4096}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"mode": "slide"},
+        {"mode": "slide", "blend": True, "crop": (40, 36), "stride": (30, 20)},
+        {"flip": True, "max_pixels": 4096},
+        {"max_pixels": 4096},
+        {"shorter_side": 40},
+    ],
+)
 def test_labels_of_a_file_are_those_of_the_image(tmp_path, options):
     seen, pixels = viewer(Local(), **options), np.random.default_rng(0).integers(0, 256, (130, 150, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "image.png")
@@ -253,6 +292,37 @@ def test_memory_does_not_grow_with_the_image():
         largest.append(source.most)
         assert len(model.seen) <= 1.6 * len(windows(side, 64, 48)) ** 2 + 1  # tiles at strips are predicted twice
     assert largest[0] == largest[1]
+
+
+@given(
+    size=st.tuples(st.integers(1, 60), st.integers(1, 60)),
+    wanted=st.tuples(st.integers(1, 40), st.integers(1, 40)),
+    at_once=st.sampled_from([1, 300, 1 << 22]),
+)
+def test_images_read_at_another_size_are_those_that_are_resized(size, wanted, at_once):
+    pixels = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    prepare = lambda part: torch.from_numpy(part.copy()).permute(2, 0, 1).float() / 255  # noqa: E731
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tiles, "_READ_PIXELS", at_once)
+        found = read_at(ArraySource(pixels), wanted, prepare)
+    torch.testing.assert_close(found, resized(prepare(pixels)[None], wanted)[0], rtol=0, atol=1e-5)
+
+
+def test_labels_of_images_that_were_made_small_come_in_strips(monkeypatch):
+    seen, pixels = viewer(Local(), shorter_side=40), np.random.default_rng(0).integers(0, 256, (90, 70, 3), np.uint8)
+    whole, strips = np.zeros((90, 70), np.uint8), np.zeros((90, 70), np.uint8)
+    predict_labels(seen, ArraySource(pixels), whole)
+    monkeypatch.setattr(tiles, "SCORE_BYTES", 4 * CLASSES * 70 * 7)
+    predict_labels(seen, ArraySource(pixels), strips)
+    assert len(np.unique(whole)) > 1
+    np.testing.assert_array_equal(strips, whole)
+
+
+def test_tiles_that_are_not_finite_are_told():
+    broken = lambda part: torch.full((len(part), 2, 8, 8), float("nan"))  # noqa: E731
+    source, prepare = ArraySource(np.zeros((20, 30, 3), np.uint8)), torch.from_numpy
+    with pytest.raises(DataError, match="not finite"):
+        predict_tiles(broken, source, np.zeros((20, 30), np.uint8), prepare, tile=(8, 8), stride=(8, 8))
 
 
 def test_labels_must_fit(tmp_path):
@@ -346,8 +416,9 @@ def test_a_shorter_side_below_what_backbones_take_is_refused():
 
 
 def test_tiles_of_an_image_that_is_to_be_resized_are_refused():
-    viewer = Viewer(Local(), lambda scores: scores.softmax(1), INFO, InferenceConfig(shorter_side=64))
-    with pytest.raises(ConfigError, match=r"shorter_side=64 .* 40 x 50 pixels"):
+    config = InferenceConfig(shorter_side=64, max_pixels=4096)
+    viewer = Viewer(Local(), lambda scores: scores.softmax(1), INFO, config)
+    with pytest.raises(ConfigError, match=r"shorter_side=64 makes 64 x 80 pixels of this image of 40 x 50"):
         predict_labels(viewer, ArraySource(np.zeros((40, 50, 3), dtype=np.uint8)), np.zeros((40, 50), dtype=np.uint8))
 
 
