@@ -13,10 +13,11 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from datamodules.image_files import images_below, is_hidden
+from datamodules.segmentation.classes import read_palette
 from datamodules.segmentation.coco import CocoFile, read_coco, read_json, stem_of
 from datamodules.segmentation.config import FolderConfig
 from datamodules.segmentation.folder_labels import reading_of
-from datamodules.segmentation.labels import open_mask
+from datamodules.segmentation.labels import colours_elsewhere, open_mask
 from datamodules.segmentation.layout import Item, Layout, Split, by_stem, cut, find_root, folder_names, matched
 from graftwork.errors import DataError
 
@@ -135,8 +136,13 @@ def kind_of(places: Mapping[str, Place], root: Path, config: FolderConfig) -> st
     if not masks:
         what = "no masks" if place.masks.is_dir() else "no such folder of masks"
         raise DataError(what, str(place.masks), f"Expected {TREE}")
-    colours = open_mask(place.masks / masks[0]).mode in ("RGB", "RGBA", "CMYK")
-    return "colour" if colours and (root / config.palette).is_file() else "index"
+    palette = root / config.palette
+    if not palette.is_file():
+        return "index"
+    lines = {colour: number for number, (colour, _) in enumerate(read_palette(palette))}
+    image = open_mask(place.masks / masks[0])
+    coloured = image.mode in ("RGB", "RGBA", "CMYK") or colours_elsewhere(image, lines)
+    return "colour" if coloured else "index"
 
 
 def _paired(place: Place, ending: str) -> tuple[tuple[Item, ...], list[Path]]:

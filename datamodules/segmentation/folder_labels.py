@@ -68,7 +68,8 @@ def reading_of(
         labels = {colour: numbers[place] for place, (colour, _) in enumerate(entries)}
         reader = ColourMasks(labels, config.palette, things)
     else:
-        reader = IndexMasks(numbers, known, things)
+        lines = {colour: place for place, (colour, _) in enumerate(entries)}
+        reader = IndexMasks(numbers, known, things, lines=lines if config.masks == "auto" else None)
     return Reading(replace(classes, things=things), dict.fromkeys(items, reader))
 
 

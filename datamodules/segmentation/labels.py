@@ -84,19 +84,31 @@ class IndexMasks(LabelReader):
         known: Which numbers are allowed, for messages.
         things: Labels whose objects are told apart by the items' ``instances``; empty where they are not.
         other: Label of all numbers that are not in ``table``; None refuses them.
+        lines: Number of the class of each colour of ``palette.txt``. Masks whose own palette gives these colours to
+            other numbers are refused; none are if it is empty.
     """
 
     def __init__(
-        self, table: Mapping[int, int], known: str = "", things: Sequence[int] = (), other: int | None = None
+        self,
+        table: Mapping[int, int],
+        known: str = "",
+        things: Sequence[int] = (),
+        other: int | None = None,
+        lines: Mapping[Colour, int] | None = None,
     ) -> None:
         self.table = np.full(_IDS, _UNKNOWN if other is None else other, dtype=np.uint16)
         self.table[[*table]] = [*table.values()]
-        self.known, self.things = known, tuple(things)
+        self.known, self.things, self.lines = known, tuple(things), dict(lines or {})
         self.tells_segments = bool(things)
 
     def read(self, item: Item, size: Size, segments: bool = False) -> Labels:
         """Labels of an image; where segments are asked for, from its file of instances, too."""
-        ids = read_ids(item.label)
+        image = open_mask(item.label)
+        if colours_elsewhere(image, self.lines):
+            text = "its palette gives the colours of palette.txt to other numbers than the lines there"
+            mend = "Set --data.masks colour to go by the colours, or --data.masks index to go by the numbers"
+            raise DataError(text, str(item.label), mend)
+        ids = ids_of(image, item.label)
         check_size(ids, size, item.label, item.image)
         mask = self.table[ids]
         if (mask == _UNKNOWN).any():
@@ -257,7 +269,15 @@ def read_ids(path: Path) -> NDArray[Any]:
         CorruptSample: It cannot be decoded.
         DataError: It has colours, or numbers above 65535.
     """
-    image = open_mask(path)
+    return ids_of(open_mask(path), path)
+
+
+def ids_of(image: Image.Image, path: Path) -> NDArray[Any]:
+    """Numbers of a decoded mask, as :func:`read_ids` gives them.
+
+    Raises:
+        DataError: It has colours, or numbers above 65535.
+    """
     if image.mode in _GREY_MODES:
         ids = np.asarray(image)
         if ids.dtype == np.int32 and ids.size and not 0 <= int(ids.min()) <= int(ids.max()) < _IDS:
@@ -273,6 +293,27 @@ def read_ids(path: Path) -> NDArray[Any]:
         "Save masks as PNG files of class numbers, or say in palette.txt which class has which colour: 128 64 128 road"
     )
     raise DataError("is a colour image, expected one of class numbers", str(path), mend)
+
+
+def colours_elsewhere(image: Image.Image, lines: Mapping[Colour, int]) -> bool:
+    """Whether the palette of a mask gives known colours to other numbers than they should have.
+
+    Args:
+        image: A decoded mask of any mode.
+        lines: The number that each known colour should have.
+
+    Returns:
+        True if the numbers below 255 have known colours alone, all different, and some of these should have other
+        numbers. Greys from 0 are what programs write where nobody chose colours, and say nothing.
+    """
+    if not lines or image.mode != "P":
+        return False
+    flat = [*(image.getpalette("RGB") or []), *[-1] * (3 * 256)]  # palettes may be short
+    used = [number for number, count in enumerate(image.histogram()) if count and number != IGNORED]
+    colours = [(flat[3 * number], flat[3 * number + 1], flat[3 * number + 2]) for number in used]
+    if colours == [(number, number, number) for number in used] or len({*colours}) < len(colours):
+        return False
+    return all(colour in lines for colour in colours) and [lines[colour] for colour in colours] != used
 
 
 def check_size(found: NDArray[Any], size: Sequence[int], path: Path, image: Path) -> None:

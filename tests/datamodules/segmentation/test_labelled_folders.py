@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from datamodules.segmentation.config import FolderConfig
 from datamodules.segmentation.labels import Labels
@@ -69,6 +70,54 @@ def test_colours_with_a_palette(tmp_path):
     (tmp_path / "classes.txt").write_text("void\nstreet\ncar\n", encoding="utf-8")
     with pytest.raises(DataError, match=r"classes\.txt: does not agree with palette\.txt on class 1"):
         find(tmp_path)
+
+
+def palette_masks(root: Path, numbers: str, palette: list[int], colours: str) -> Path:
+    """Masks of training with a palette of their own, each with the given numbers, beside palette.txt."""
+    for place, used in enumerate(numbers.split()):
+        write_image(root / "images" / "train" / f"{place}.png", place)
+        mask = Image.fromarray(striped(labels=[int(number) for number in used.split(",")]))
+        mask.putpalette(palette + [0] * (3 * 256 - len(palette)))  # whole, or numbers are cut to fewer bits
+        (root / "masks" / "train").mkdir(parents=True, exist_ok=True)
+        mask.save(root / "masks" / "train" / f"{place}.png")
+    (root / "palette.txt").write_text(colours, encoding="utf-8")
+    return root
+
+
+VOID_ROAD_CAR = "0 0 0 void\n128 64 128 road\n9 9 9 car\n"
+CAR_VOID_ROAD = [9, 9, 9, 0, 0, 0, 128, 64, 128]
+
+
+def test_masks_whose_palette_has_the_colours_in_another_order_are_colours(tmp_path):
+    layout = find(palette_masks(tmp_path, "0,1,2 0", CAR_VOID_ROAD, VOID_ROAD_CAR), val_share=0)
+    assert (labels(layout).mask == np.array([2, 0, 1])[striped()]).all() and (labels(layout, number=1).mask == 2).all()
+    asked = find(tmp_path, val_share=0, masks="index")
+    assert (labels(asked).mask == striped()).all()
+
+
+@pytest.mark.parametrize(
+    "palette",
+    [
+        [0, 0, 0, 128, 64, 128, 9, 9, 9],  # the order of the file
+        [1, 1, 1, 128, 64, 128, 0, 0, 0],  # a colour that the file lacks
+        [0, 0, 0, 1, 1, 1, 2, 2, 2],  # greys that nobody chose
+        [0, 0, 0],  # black for every number
+    ],
+)
+@pytest.mark.parametrize("numbers", ["0,1,2", "0 0,1,2,255"])
+def test_masks_whose_palette_does_not_contradict_are_numbers(tmp_path, palette, numbers):
+    layout = find(palette_masks(tmp_path, numbers, palette, VOID_ROAD_CAR), val_share=0)
+    expected = striped(labels=(0, 1, 2, 255)) if "255" in numbers else striped()
+    assert (labels(layout, number=-1).mask == expected).all()
+
+
+def test_a_later_mask_whose_palette_contradicts_stops(tmp_path):
+    black_first = [0, 0, 0, 9, 9, 9, 128, 64, 128]
+    layout = find(palette_masks(tmp_path, "0 0,1", black_first, VOID_ROAD_CAR), val_share=0)
+    with pytest.raises(DataError, match=r"1\.png: its palette gives the colours .* --data\.masks colour"):
+        labels(layout, number=1)
+    coloured = find(tmp_path, val_share=0, masks="colour")
+    assert (labels(coloured, number=1).mask == striped(labels=(0, 2))).all()
 
 
 CATEGORIES = [{"id": 3, "name": "sky", "isthing": 0}, {"id": 8, "name": "car", "isthing": 1, "color": [1, 2, 3]}]
