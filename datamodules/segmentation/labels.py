@@ -345,10 +345,16 @@ def index_table(classes: ClassTable, ignored: int) -> tuple[dict[int, int], Clas
 
     Returns:
         Number to label, the classes without the ignored one, and the allowed numbers in words.
+
+    Raises:
+        DataError: No class is left.
     """
     count = len(classes.names)
     kept = [number for number in range(count) if number != ignored]
+    if not kept:
+        text = f"ignores the number of '{classes.names[0]}', which is the only class"
+        raise DataError(text, f"data.ignore_id={ignored}", "Name further classes, or ignore another number")
     table = {number: label for label, number in enumerate(kept)} | {ignored: IGNORED, IGNORED: IGNORED}
     also = sorted({ignored, IGNORED})
-    known = f"{kept[0] if kept else 0} to {kept[-1] if kept else 0}, or {' and '.join(map(str, also))} (ignored)"
+    known = f"{kept[0]} to {kept[-1]}, or {' and '.join(map(str, also))} (ignored)"
     return table, classes.without(ignored), known

@@ -71,6 +71,11 @@ def test_an_ignored_class_moves_those_after_it_up(tmp_path):
     assert classes.names == ("a", "b") and classes.palette == colour_map(3)[1:] and classes.things == (1,)
 
 
+def test_the_only_class_cannot_be_ignored():
+    with pytest.raises(DataError, match=r"data\.ignore_id=0: ignores the number of 'bg', which is the only class"):
+        index_table(ClassTable.named(["bg"]), 0)
+
+
 def test_a_number_without_a_class_is_named_with_its_file(tmp_path):
     path = write_array(tmp_path / "m.png", np.array([[0, 7, 7, 9]], dtype=np.uint8))
     with pytest.raises(DataError, match=r"m\.png: has numbers 7, 9 in 3 pixels, expected 0 to 2, or 255 \(ignored\)"):
