@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import pickle
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from datamodules.segmentation.classes import MOST_CLASSES, ClassTable, Colour, c
 from datamodules.segmentation.info import IGNORED
 from datamodules.segmentation.labels import MEND, LabelReader, Labels, Size, check_size, from_segments, open_mask
 from datamodules.segmentation.layout import Item
-from datamodules.segmentation.polygons import flat_polygons, polygon_mask, run_length_mask
+from datamodules.segmentation.polygons import Patch, flat_polygons, patch_of, polygon_patch, run_length_mask
 from graftwork.errors import DataError
 
 
@@ -207,19 +208,21 @@ class InstanceAnnotations(LabelReader):
     def __init__(self, file: CocoFile, labels: Mapping[int, int], background: int) -> None:
         self.path, self.digest = file.path, file.digest
         self.labels, self.background = dict(labels), background
-        self.annotations = file.by_name()
+        # as bytes, because loader processes would copy lists and numbers one by one as they look at them
+        self.annotations = {name: pickle.dumps(entries) for name, entries in file.by_name().items()}
 
     def read(self, item: Item, size: Size, segments: bool = False) -> Labels:
         """Labels of an image."""
         classes, crowd = [self.background], [False]
         drawn = np.zeros(size, dtype=np.int32)
-        masks = [(self._mask(entry, size, item), entry) for entry in self.annotations[item.name]]
-        for mask, entry in sorted(masks, key=lambda pair: (not pair[1].get("iscrowd"), -int(pair[0].sum()))):
+        patches = [(self._patch(entry, size, item), entry) for entry in pickle.loads(self.annotations[item.name])]
+        patches.sort(key=lambda pair: (not pair[1].get("iscrowd"), -int(pair[0].inside.sum())))
+        for (box, inside), entry in patches:
             label = self.labels.get(int(entry.get("category_id", -1)))
             if label is None:
                 text = f"an annotation of {item.name} has the category {entry.get('category_id')}, which is not listed"
                 raise DataError(text, str(self.path), "Add it to categories")
-            drawn[mask] = len(classes)
+            drawn[box][inside] = len(classes)
             classes.append(label)
             crowd.append(bool(entry.get("iscrowd")))
         return from_segments(drawn, classes, crowd, segments)
@@ -228,15 +231,17 @@ class InstanceAnnotations(LabelReader):
         """Content of the annotations, and labels."""
         return self.digest + repr((sorted(self.labels.items()), self.background)).encode()
 
-    def _mask(self, entry: Mapping[str, Any], size: Size, item: Item) -> NDArray[np.bool_]:
+    def _patch(self, entry: Mapping[str, Any], size: Size, item: Item) -> Patch:
         shape: Any = entry.get("segmentation")
         try:
-            mask = run_length_mask(shape) if isinstance(shape, dict) else polygon_mask(flat_polygons(shape), *size)
-        except (TypeError, KeyError, ValueError) as error:
+            if not isinstance(shape, dict):
+                return polygon_patch(flat_polygons(shape), *size)
+            mask = run_length_mask(shape)
+        except (TypeError, KeyError, ValueError, OverflowError) as error:
             text = f"annotation {entry.get('id')} of {item.name} has no readable segmentation: {error}"
             raise CorruptSample(text, str(self.path), MEND) from error
         check_size(mask, size, self.path, item.image)
-        return mask
+        return patch_of(mask)
 
 
 def with_background(table: ClassTable, labels: Mapping[int, int], name: str) -> tuple[ClassTable, dict[int, int], int]:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from datamodules.guard import CorruptSample
 from datamodules.segmentation.classes import ClassTable, colour_map, read_names, read_palette
@@ -20,7 +21,7 @@ from datamodules.segmentation.labels import (
     with_segments,
 )
 from datamodules.segmentation.layout import Item
-from datamodules.segmentation.polygons import disc_mask, polygon_mask, run_length_mask
+from datamodules.segmentation.polygons import Patch, disc_patch, patch_at, patch_of, polygon_patch, run_length_mask
 from graftwork.errors import DataError
 from tests.datamodules.segmentation.pictures import striped, write_array
 
@@ -180,19 +181,75 @@ def test_a_rectangle_fills_its_pixels_and_no_more(top, left, height, width, turn
     corners = [(left, top), (left + width, top), (left + width, top + height), (left, top + height)]
     expected = np.zeros((10, 12), dtype=bool)
     expected[max(0, top) : max(0, top + height), max(0, left) : max(0, left + width)] = True
-    found = polygon_mask([corners[::-1] if turn else corners], 10, 12)
-    assert (found == expected).all()
+    found = polygon_patch([corners[::-1] if turn else corners], 10, 12)
+    assert (whole(found, 10, 12) == expected).all()
+
+
+def whole(patch: Patch, height: int, width: int) -> NDArray[np.bool_]:
+    mask = np.zeros((height, width), dtype=bool)
+    mask[patch.box][patch.inside] = True
+    return mask
+
+
+def filled_by_rule(corners: list[tuple[float, float]], height: int, width: int) -> NDArray[np.bool_]:
+    """The rule itself, over the whole image: an odd number of edges lies to the left of the centre of the pixel."""
+    rows, columns = np.mgrid[:height, :width] + 0.5
+    inside = np.zeros((height, width), dtype=bool)
+    for (x, y), (to_x, to_y) in zip(corners, corners[1:] + corners[:1], strict=True):
+        if y != to_y:
+            crosses = (min(y, to_y) <= rows) & (rows < max(y, to_y))
+            with np.errstate(over="ignore", invalid="ignore"):  # far from edges that are almost level
+                inside ^= crosses & (x + (rows - y) * (to_x - x) / (to_y - y) <= columns)
+    return inside
+
+
+PLACES = st.floats(-20, 40, width=32) | st.integers(-20, 40).map(float)
+
+
+@settings(max_examples=50)
+@given(shapes=st.lists(st.lists(st.tuples(PLACES, PLACES), min_size=3, max_size=7), max_size=3))
+def test_polygons_fill_what_the_rule_fills_in_the_whole_image(shapes):
+    expected = np.zeros((17, 23), dtype=bool)
+    for corners in shapes:
+        expected |= filled_by_rule(corners, 17, 23)
+    assert (whole(polygon_patch(shapes, 17, 23), 17, 23) == expected).all()
+
+
+def test_a_small_polygon_takes_little_of_a_large_image():
+    patch = polygon_patch([[(100.0, 200.0), (150.0, 200.0), (150.0, 250.0), (100.0, 250.0)]], 30_000, 40_000)
+    assert patch.inside.sum() == 2500 and patch.inside.size <= 53 * 53
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf"), -float("inf"), 1e300])
+def test_corners_without_a_place_are_refused(wrong):
+    with pytest.raises(ValueError, match="not finite"):
+        polygon_patch([[(1.0, 2.0), (wrong, 3.0), (5.0, 6.0)]], 9, 9)
+    with pytest.raises(ValueError, match="not finite"):
+        disc_patch((1.0, 2.0), (3.0, wrong), 9, 9)
+
+
+@settings(max_examples=30)
+@given(seed=st.integers(0, 999), top=st.integers(-12, 12), left=st.integers(-12, 12))
+def test_masks_are_cut_out_and_laid_down(seed, top, left):
+    canvas = np.zeros((40, 40), dtype=bool)
+    part = np.random.default_rng(seed).random((5, 7)) < 0.3
+    canvas[15 + top : 20 + top, 15 + left : 22 + left] = part
+    image = canvas[15:25, 15:27]
+    assert (whole(patch_at(part, top, left, 10, 12), 10, 12) == image).all()
+    cut = patch_of(image)
+    assert (whole(cut, 10, 12) == image).all() and cut.inside.size <= part.size
 
 
 def test_neighbouring_polygons_share_no_pixel_and_leave_none():
     corner = (3.7, 5.2)
     edges = [(0.0, 0.0), (9.0, 0.0), (9.0, 9.0), (0.0, 9.0)]
-    parts = [polygon_mask([[edges[k], edges[(k + 1) % 4], corner]], 9, 9) for k in range(4)]
+    parts = [whole(polygon_patch([[edges[k], edges[(k + 1) % 4], corner]], 9, 9), 9, 9) for k in range(4)]
     assert (np.sum(parts, axis=0) == 1).all()
 
 
 def test_circles():
-    assert disc_mask((2.0, 2.0), 1.0, 4, 4).sum() == 4
+    found = whole(disc_patch((2.0, 2.0), (2.0, 3.0), 4, 4), 4, 4)
+    assert found[1:3, 1:3].all() and found.sum() == 4
 
 
 def coco_text(counts: list[int]) -> str:
