@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import pickle
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from datamodules.findings import several
 from datamodules.guard import CorruptSample
 from datamodules.segmentation.classes import MOST_CLASSES, ClassTable, Colour, checked_names, colour_map
 from datamodules.segmentation.info import IGNORED
@@ -60,21 +61,76 @@ def read_coco(path: Path) -> CocoFile:
     """Read a JSON file of annotations.
 
     Raises:
-        DataError: It is missing, no JSON, or lacks what the format has.
+        DataError: It is missing, no JSON, lacks what the format has, or its images and annotations do not fit.
     """
     content, found = read_json(path)
-    annotations: dict[int, list[dict[str, Any]]] = defaultdict(list)
+    annotations: dict[Any, list[dict[str, Any]]] = defaultdict(list)
     try:
-        for annotation in found["annotations"]:
-            annotations[annotation["image_id"]].append(annotation)
-        files = {image["id"]: str(image["file_name"]) for image in found["images"]}
-        categories = tuple(sorted(found["categories"], key=lambda category: category["id"]))
-        checked_names([str(category["name"]) for category in categories], str(path))
-        panoptic = any("segments_info" in annotation for annotation in found["annotations"])
-    except (KeyError, TypeError) as error:
-        text = f"is no file of COCO annotations, {error} is missing or of another kind"
-        raise DataError(text, str(path), "Expected images, annotations and categories as COCO has them") from error
-    return CocoFile(path, categories, files, annotations, panoptic, hashlib.blake2b(content).digest())
+        entries, images = _entries(found, "annotations"), _entries(found, "images")
+        for entry in entries:
+            if "category_id" in entry:
+                entry["category_id"] = _whole(entry, "category_id", "annotation")
+            annotations[entry["image_id"]].append(entry)
+        numbers = [image["id"] for image in images]
+        names = [_file_name(image) for image in images]
+        files = dict(zip(numbers, names, strict=True))
+        categories = [
+            {**entry, "id": _whole(entry, "id", "category"), "name": str(entry["name"])}
+            for entry in _entries(found, "categories")
+        ]
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        text = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+        mend = "Expected images, annotations and categories as COCO has them"
+        raise DataError(f"is no file of COCO annotations: {text}", str(path), mend) from error
+    _differ("images have the id", Counter(numbers), path)
+    _differ("images have, without its ending, the name", Counter(map(stem_of, names)), path)
+    _differ("categories have the id", Counter(category["id"] for category in categories), path)
+    _all_belong(annotations, files, path)
+    checked_names([category["name"] for category in categories], str(path))
+    categories.sort(key=lambda category: category["id"])
+    panoptic = any("segments_info" in entry for entry in entries)
+    return CocoFile(path, tuple(categories), files, annotations, panoptic, hashlib.blake2b(content).digest())
+
+
+def _entries(found: Any, key: str) -> list[dict[str, Any]]:
+    entries = found.get(key) if isinstance(found, dict) else None
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        raise TypeError(f"'{key}' is missing or no list of objects")
+    return entries
+
+
+def _whole(entry: Mapping[str, Any], key: str, what: str) -> int:
+    try:
+        return int(entry[key])
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ValueError(f"{key} {entry[key]!r} of {what} {entry.get('id')!r} is no whole number") from error
+
+
+def _file_name(image: Mapping[str, Any]) -> str:
+    name = str(image["file_name"])
+    if not PurePosixPath(name).name:
+        raise ValueError(f"file_name {name!r} of image {image['id']!r} names no file")
+    return name
+
+
+def _differ(what: str, counts: Counter[Any], path: Path) -> None:
+    """Stop where a name or number comes twice: annotations are found by it."""
+    twice, count = counts.most_common(1)[0] if counts else ("", 0)
+    if count > 1:
+        raise DataError(f"{count} {what} {twice!r}", str(path), "Give each one of its own")
+
+
+def _all_belong(annotations: Mapping[Any, Sequence[Any]], files: Mapping[Any, str], path: Path) -> None:
+    """Stop where annotations are of no image: the image that they were meant for would be all background."""
+    strange = [number for number in annotations if number not in files]
+    if strange:
+        count = sum(len(annotations[number]) for number in strange)
+        text = f"{several(count, 'annotation', 'belongs', 'belong')} to no image, first image_id {strange[0]!r}"
+        mend = "Remove them, or add their images"
+        same = next((number for number in files if str(number) == str(strange[0])), None)
+        if same is not None:
+            mend = f"There is an image with the id {same!r}: write both as numbers"
+        raise DataError(text, str(path), mend)
 
 
 def read_json(path: Path) -> tuple[bytes, Any]:
@@ -134,7 +190,7 @@ def _is_thing(category: Mapping[str, Any], panoptic: bool) -> bool:
 
 def _has_colour(category: Mapping[str, Any]) -> bool:
     colour = category.get("color")
-    return isinstance(colour, list) and len(colour) == 3
+    return isinstance(colour, list) and len(colour) == 3 and all(part in range(256) for part in colour)
 
 
 class PanopticMasks(LabelReader):
@@ -189,7 +245,7 @@ def _segments_of(annotation: Mapping[str, Any], path: Path) -> NDArray[np.int64]
             for info in annotation["segments_info"]
         )
         return np.array(rows, dtype=np.int64).reshape(-1, 3).T.copy()
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         text = f"segments_info of image {annotation.get('image_id')} is not as expected: {error}"
         raise DataError(text, str(path), "Expected id, category_id and iscrowd") from error
 
@@ -218,7 +274,7 @@ class InstanceAnnotations(LabelReader):
         patches = [(self._patch(entry, size, item), entry) for entry in pickle.loads(self.annotations[item.name])]
         patches.sort(key=lambda pair: (not pair[1].get("iscrowd"), -int(pair[0].inside.sum())))
         for (box, inside), entry in patches:
-            label = self.labels.get(int(entry.get("category_id", -1)))
+            label = self.labels.get(entry.get("category_id"))
             if label is None:
                 text = f"an annotation of {item.name} has the category {entry.get('category_id')}, which is not listed"
                 raise DataError(text, str(self.path), "Add it to categories")

@@ -7,14 +7,13 @@ files of COCO's format lie in the folder of masks or in its split's folder.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from datamodules.image_files import images_below, is_hidden
 from datamodules.segmentation.classes import read_palette
-from datamodules.segmentation.coco import CocoFile, read_coco, read_json, stem_of
+from datamodules.segmentation.coco import CocoFile, read_coco, stem_of
 from datamodules.segmentation.config import FolderConfig
 from datamodules.segmentation.folder_labels import reading_of
 from datamodules.segmentation.labels import colours_elsewhere, open_mask
@@ -58,13 +57,13 @@ def find_folder(config: FolderConfig) -> Layout:
     config.check()
     root = find_root(config.root, TREE)
     places = split_places(root, config)
-    kind = config.masks if config.masks != "auto" else kind_of(places, root, config)
+    kind, training = (config.masks, None) if config.masks != "auto" else kind_of(places["train"], root, config)
     items: dict[str, tuple[Item, ...]] = {}
     unused: list[Path] = []
     annotations: dict[str, CocoFile] = {}
     for split, place in places.items():
         if kind in ("panoptic", "instances"):
-            annotations[split] = _annotations(place, kind)
+            annotations[split] = training if training and split == "train" else _annotations(place, kind)
             items[split] = _listed_items(place, annotations[split])
         else:
             items[split], left = _paired(place, ".json" if kind == "labelme" else "")
@@ -119,30 +118,31 @@ def _place(images: Path, masks: Path, instances: Path, beside: Path, split: str)
     return Place(images, masks, instances, next((path for path in candidates if path.is_file()), None))
 
 
-def kind_of(places: Mapping[str, Place], root: Path, config: FolderConfig) -> str:
+def kind_of(place: Place, root: Path, config: FolderConfig) -> tuple[str, CocoFile | None]:
     """What masks are, by the files of the training split.
 
+    Returns:
+        The kind as the option ``masks`` names it, and the annotations if it took reading them to know.
+
     Raises:
-        DataError: There are no masks.
+        DataError: There are no masks, or annotations cannot be read.
     """
-    place = places["train"]
     if place.annotations is not None:
-        _, found = read_json(place.annotations)
-        entries = found.get("annotations", []) if isinstance(found, dict) else []
-        return "panoptic" if any("segments_info" in entry for entry in entries) else "instances"
+        annotations = read_coco(place.annotations)
+        return "panoptic" if annotations.panoptic else "instances", annotations
     masks = images_below(place.masks) if place.masks.is_dir() and place.masks != place.images else []
     if not masks and place.masks.is_dir() and _files_below(place.masks, ".json"):
-        return "labelme"
+        return "labelme", None
     if not masks:
         what = "no masks" if place.masks.is_dir() else "no such folder of masks"
         raise DataError(what, str(place.masks), f"Expected {TREE}")
     palette = root / config.palette
     if not palette.is_file():
-        return "index"
+        return "index", None
     lines = {colour: number for number, (colour, _) in enumerate(read_palette(palette))}
     image = open_mask(place.masks / masks[0])
     coloured = image.mode in ("RGB", "RGBA", "CMYK") or colours_elsewhere(image, lines)
-    return "colour" if coloured else "index"
+    return "colour" if coloured else "index", None
 
 
 def _paired(place: Place, ending: str) -> tuple[tuple[Item, ...], list[Path]]:

@@ -203,7 +203,7 @@ def test_annotations_of_images_in_folders_of_one_name_each(tmp_path):
     layout = find(root, val_share=0)
     assert [item.name for item in layout.splits["train"].items] == ["a/1", "b/1"]
     assert labels(layout).classes == (0,) and labels(layout, number=1).classes == (0, 1)
-    write_json(root / "train" / "instances.json", {**content, "images": [{"id": 1, "file_name": "c/2.png"}]})
+    write_json(root / "train" / "instances.json", {**content, "images": [{"id": 2, "file_name": "c/2.png"}]})
     with pytest.raises(DataError, match=r"names the image c/2\.png, which .* lacks"):
         find(root)
 
