@@ -60,11 +60,13 @@ def find_folder(config: FolderConfig) -> Layout:
     kind, training = (config.masks, None) if config.masks != "auto" else kind_of(places["train"], root, config)
     items: dict[str, tuple[Item, ...]] = {}
     unused: list[Path] = []
+    unlisted: list[Path] = []
     annotations: dict[str, CocoFile] = {}
     for split, place in places.items():
         if kind in ("panoptic", "instances"):
             annotations[split] = training if training and split == "train" else _annotations(place, kind)
-            items[split] = _listed_items(place, annotations[split])
+            items[split], left = _listed_items(place, annotations[split])
+            unlisted += left
         else:
             items[split], left = _paired(place, ".json" if kind == "labelme" else "")
             unused += left
@@ -76,7 +78,8 @@ def find_folder(config: FolderConfig) -> Layout:
     shares = {"val": config.val_share, "test": config.test_share if flat and len(places) == 1 else 0.0}
     missing = {split: share for split, share in shares.items() if split not in splits and share > 0}
     splits |= cut(splits["train"], missing)
-    return Layout(root, reading.classes, splits, tuple(s for s in missing if s in splits), tuple(unused))
+    cut_out = tuple(split for split in missing if split in splits)
+    return Layout(root, reading.classes, splits, cut_out, tuple(unused), tuple(unlisted))
 
 
 def split_places(root: Path, config: FolderConfig) -> dict[str, Place]:
@@ -194,8 +197,8 @@ def _annotations(place: Place, kind: str) -> CocoFile:
     return found
 
 
-def _listed_items(place: Place, annotations: CocoFile) -> tuple[Item, ...]:
-    """Images of a folder that annotations speak of.
+def _listed_items(place: Place, annotations: CocoFile) -> tuple[tuple[Item, ...], list[Path]]:
+    """Images of a folder that annotations speak of, and those that they do not list.
 
     Raises:
         DataError: A listed image is missing, or there are none.
@@ -216,4 +219,5 @@ def _listed_items(place: Place, annotations: CocoFile) -> tuple[Item, ...]:
         items.append(Item(stem, place.images / file, place.masks / png if png else annotations.path))
     if not items:
         raise DataError("lists no images", str(annotations.path), f"Expected those of {place.images}")
-    return tuple(items)
+    known = {path for item in items for path in (item.image, item.label)}  # masks may lie among the images
+    return tuple(items), [place.images / file for file in below.values() if place.images / file not in known]

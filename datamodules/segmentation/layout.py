@@ -58,6 +58,7 @@ class Layout:
         splits: Images by split name.
         cut: Splits that were cut from the training images because they have no folder.
         unused: Masks without an image.
+        unlisted: Images that a file of annotations does not list.
     """
 
     root: Path
@@ -65,6 +66,7 @@ class Layout:
     splits: Mapping[str, Split]
     cut: tuple[str, ...] = ()
     unused: tuple[Path, ...] = ()
+    unlisted: tuple[Path, ...] = ()
 
 
 def find_root(root: str | None, tree: str, source: str = "") -> Path:

@@ -112,6 +112,30 @@ def test_annotations_are_parsed_once(tmp_path, monkeypatch):
     assert len(parsed) == 1
 
 
+def test_images_that_annotations_do_not_list_are_reported(tmp_path):
+    root = coco_root(tmp_path)
+    write_image(root / "images" / "train" / "new.png", 3)
+    config = FolderConfig(root=str(root), val_share=0, test_share=0)
+    assert [path.name for path in config.find().unlisted] == ["new.png"]
+    warnings = [finding for finding in config.build(0).inspect() if finding.level == "warning"]
+    assert any("1 image is not listed in the annotations" in finding.what for finding in warnings)
+    assert any("new.png" in finding.what for finding in warnings)
+
+
+def test_panoptic_masks_among_the_images_are_not_reported(tmp_path):
+    write_image(tmp_path / "images" / "train" / "a.jpg")
+    write_image(tmp_path / "images" / "train" / "masks" / "a_numbers.png")
+    entry = {"image_id": 1, "file_name": "masks/a_numbers.png", "segments_info": [{"id": 1, "category_id": 3}]}
+    content = {
+        "images": [{"id": 1, "file_name": "a.jpg"}],
+        "annotations": [entry],
+        "categories": [{"id": 3, "name": "cat"}],
+    }
+    write_json(tmp_path / "images" / "train" / "panoptic.json", content)
+    config = FolderConfig(root=str(tmp_path), masks_folder="images", val_share=0, test_share=0)
+    assert config.find().unlisted == ()
+
+
 def labelme_root(root: Path, *shapes: dict[str, Any]) -> Path:
     write_image(root / "images" / "train" / "a.png")
     triangle = {"label": "cat", "points": [[4, 4], [24, 4], [24, 24]], "shape_type": "polygon", "group_id": None}
