@@ -157,5 +157,5 @@ def test_camvid_itself(shared):
     expected = [0.2793, 0.2017, 4.7865, 0.1490, 1.0, 0.4217, 3.8467, 1.9736, 0.7889, 6.3747, 8.8587]
     assert np.allclose(weights, expected, atol=6e-5)
     sample = data.datasets()["val"][3]
-    assert sample["image"].shape == (3, 360, 480) and int(sample["mask"].unique()[-1]) in range(256)
-    assert 11 not in sample["mask"].unique().tolist()
+    assert sample["image"].shape == (3, 360, 480)
+    assert set(sample["mask"].unique().tolist()) <= {*range(11), 255}  # 11 in the file is ignored

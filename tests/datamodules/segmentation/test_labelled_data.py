@@ -133,14 +133,18 @@ def test_semantic_samples_of_panoptic_labels():
 
 
 def test_grey_images_and_one_channel(tmp_path):
-    root = write_pairs(tmp_path, ("train",), count=2)
+    root = write_pairs(tmp_path, ("train", "val"), count=1)
     deep = (np.arange(40 * 48).reshape(40, 48) * 30).astype(np.uint16)
-    write_array(root / "images" / "train" / "0.png", deep)
-    config = FolderConfig(root=str(root), val_share=0.5, crop=(32, 32), channels=1)
-    data = built(config)
-    assert data.split("train")[(0, 0)]["image"].shape == (1, 32, 32) and len(data.info.mean) == 1
-    colour = built(FolderConfig(root=str(root), val_share=0, crop=(40, 48))).split("train")[(0, 0)]["image"]
-    assert colour.shape[0] == 3
+    for split in ("train", "val"):
+        write_array(root / "images" / split / "0.png", deep)
+    shares = torch.from_numpy(np.round(deep / 257) / 255).float()
+    for channels in (1, 3):
+        data = built(FolderConfig(root=str(root), crop=(32, 32), channels=channels))
+        image = data.split("val")[0]["image"]
+        assert image.shape == (channels, 40, 48)
+        for plane, mean, std in zip(image, data.info.mean, data.info.std, strict=True):
+            assert torch.allclose(plane * std + mean, shares, atol=1e-5)
+        assert data.split("train")[(0, 0)]["image"].shape == (channels, 32, 32)
 
 
 def test_counts_by_hand_and_median_frequency(tmp_path):
