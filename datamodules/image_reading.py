@@ -33,6 +33,7 @@ def read_image(path: Path, channels: int = 3) -> Image.Image:
     Raises:
         CorruptSample: The file is missing, cut short, no image, or of a kind that has no fixed range (32-bit integers,
             floating point).
+        DataError: It has more pixels than Pillow's limit.
     """
     try:
         content = path.read_bytes()  # closed at once: an image is decoded later, and files are many
@@ -47,32 +48,49 @@ def read_image(path: Path, channels: int = 3) -> Image.Image:
             stored.load()
             image = ImageOps.exif_transpose(stored)
     except Exception as error:  # the decoders raise a dozen kinds, each of which means a damaged file
-        raise CorruptSample(f"cannot be decoded: {first_line(error)}", str(path), MEND) from error
+        raise undecodable(error, path) from error
     if image.mode == "I" and stored.format in ("PNG", "PPM"):  # 16 bits in the file
         image = _eight_bit(image)
     return to_mode(image, channels, str(path))
 
 
 def upright_size(path: Path) -> tuple[int, int]:
-    """Height and width of an image as :func:`read_image` gives it, from the head of its file.
+    """Height and width of an image as :func:`read_image` gives it, without decoding its pixels.
+
+    An orientation that a PNG file keeps behind its pixels is not seen: there the sides are those of the stored image.
 
     Raises:
         CorruptSample: The head cannot be read.
+        DataError: It has more pixels than Pillow's limit.
     """
     try:
         with warnings.catch_warnings(), Image.open(path) as image:
             warnings.simplefilter("ignore")
             width, height = image.size
-            turned = image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
+            # getexif of PNG files decodes the pixels to look behind them; that of the base class takes what was read
+            exif = Image.Image.getexif(image) if image.format == "PNG" else image.getexif()
+            # TIFF files give upright sides already
+            turned = image.format != "TIFF" and exif.get(_ORIENTATION, 1) in (5, 6, 7, 8)
     except OSError as error:
         what = "cannot be decoded" if path.is_file() else "cannot be read"
         raise CorruptSample(f"{what}: {error.strerror or first_line(error)}", str(path), MEND) from error
     except Exception as error:  # as above
-        raise CorruptSample(f"cannot be decoded: {first_line(error)}", str(path), MEND) from error
+        raise undecodable(error, path) from error
     return (width, height) if turned else (height, width)
 
 
 MEND = "Replace or remove the file, or go on without it by --data.on_corrupt skip"
+
+
+def undecodable(error: Exception, path: Path) -> DataError:
+    """What the error of a decoder means: a damaged file, or a sound one of more pixels than Pillow decodes.
+
+    The latter is no :class:`CorruptSample`, because nobody who skips damaged files wants to lose the largest images.
+    """
+    if isinstance(error, Image.DecompressionBombError):
+        most = 2 * (Image.MAX_IMAGE_PIXELS or 0)
+        return DataError(f"has more than {most:,} pixels, the limit of Pillow", str(path), "Cut it into smaller images")
+    return CorruptSample(f"cannot be decoded: {first_line(error)}", str(path), MEND)
 
 
 def to_mode(image: Image.Image, channels: int, where: str = "image") -> Image.Image:

@@ -18,7 +18,7 @@ from datamodules.findings import Finding, Level
 from datamodules.guard import CorruptSample
 from datamodules.image_files import images_below, is_hidden, is_image
 from datamodules.image_reading import read_image
-from graftwork.errors import UserError
+from graftwork.errors import DataError, UserError
 
 TINY_PX = 32
 """A shorter side than this is called tiny: no backbone takes less, so such files are enlarged."""
@@ -93,9 +93,12 @@ def file_findings(layout: Layout, config: ImagesConfig) -> Iterator[Finding]:
         except CorruptSample as error:
             corrupt.append(str(error))
             continue
+        except DataError as error:  # too large to be decoded, which on_corrupt does not skip
+            yield Finding("error", str(error))
+            continue
         smallest, largest = min(smallest, size, key=min), max(largest, size, key=max)
         tiny += [str(path)] if min(size) < TINY_PX else []
-    if checked > len(corrupt):
+    if largest != (0, 0):
         sizes = f"{smallest[0]} x {smallest[1]} to {largest[0]} x {largest[1]} pixels"
         share = "" if every == 1 else f", one of every {every} of {total:,}"
         yield Finding("ok", f"{checked:,} images decoded{share}: {sizes}; the model sees {config.image_size}")

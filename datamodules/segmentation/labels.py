@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from datamodules.guard import CorruptSample
-from datamodules.image_reading import first_line
+from datamodules.image_reading import undecodable
 from datamodules.segmentation.classes import ClassTable, Colour
 from datamodules.segmentation.info import IGNORED
 from datamodules.segmentation.layout import Item
@@ -242,7 +242,7 @@ def open_mask(path: Path) -> Image.Image:
 
     Raises:
         CorruptSample: It is missing, empty, cut short or no image.
-        DataError: It is a JPEG file.
+        DataError: It is a JPEG file, or has more pixels than Pillow's limit.
     """
     try:
         content = path.read_bytes()
@@ -256,7 +256,7 @@ def open_mask(path: Path) -> Image.Image:
             image = Image.open(io.BytesIO(content))
             image.load()
     except Exception as error:  # the decoders raise a dozen kinds, each of which means a damaged file
-        raise CorruptSample(f"cannot be decoded: {first_line(error)}", str(path), MEND) from error
+        raise undecodable(error, path) from error
     if image.format == "JPEG":
         raise DataError("is a JPEG file, which changes numbers and colours", str(path), "Save masks as PNG files")
     return image

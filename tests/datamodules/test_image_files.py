@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFile
 
 from datamodules.guard import CorruptSample
 from datamodules.image_reading import from_array, read_image, upright_size
@@ -124,8 +124,10 @@ def test_missing_files_and_huge_ones(tmp_path, monkeypatch):
         read_image(tmp_path / "gone.png")
     path = saved(tmp_path, Image.new("L", (64, 64)), "bomb.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
-    with pytest.raises(CorruptSample, match="exceeds limit"):
-        read_image(path)
+    for read in (read_image, upright_size):
+        with pytest.raises(DataError, match=r"bomb\.png: has more than 2,000 pixels, the limit of Pillow") as caught:
+            read(path)
+        assert not isinstance(caught.value, CorruptSample)  # which would be skipped
 
 
 @pytest.mark.parametrize("dtype", [np.int32, np.float32])
@@ -185,9 +187,17 @@ def test_arrays_that_are_no_images(array, message):
 def test_the_size_of_a_file_is_that_of_its_upright_image(tmp_path, orientation):
     exif = Image.Exif()
     exif[274] = orientation
-    path = saved(tmp_path, Image.new("RGB", (5, 3)), "a.jpg", exif=exif)
-    width, height = read_image(path).size
-    assert upright_size(path) == (height, width)
+    for name in ("a.jpg", "a.png", "a.tif"):
+        path = saved(tmp_path, Image.new("RGB", (5, 3)), name, exif=exif)
+        width, height = read_image(path).size
+        assert upright_size(path) == (height, width) == ((5, 3) if orientation > 4 else (3, 5))
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.png"])
+def test_no_pixel_is_decoded_for_the_size_of_a_file(tmp_path, monkeypatch, name):
+    path = saved(tmp_path, Image.new("RGB", (5, 3)), name)
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda self: pytest.fail("decoded"))
+    assert upright_size(path) == (3, 5)
 
 
 def test_the_size_of_no_image(tmp_path):
