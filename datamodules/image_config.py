@@ -82,8 +82,14 @@ class StandardisedConfig(ImageFilesConfig):
             values = getattr(self, name)
             if values and len(values) != self.channels:
                 yield f"{name}={list(values)} has {len(values)} values for channels={self.channels}"
-        if any(not value > 0 for value in self.std):
-            yield f"std={list(self.std)} must be above 0"
+        # written so that NaN is out of range too
+        if any(not 0 <= value <= 1 for value in self.mean):
+            yield f"mean={list(self.mean)} must be from 0 to 1, as pixels are here; divide values of 0 to 255 by 255"
+        if any(not 0 < value <= 1 for value in self.std):
+            yield (
+                f"std={list(self.std)} must be above 0 and up to 1, for pixels from 0 to 1; divide values of 0 to 255 "
+                "by 255"
+            )
 
     @property
     def channel_mean(self) -> tuple[float, ...]:

@@ -219,7 +219,7 @@ BAD = {
     "channels": (2, "channels=2 must be 3"),
     "crop_pct": (1.5, "crop_pct=1.5 must be above 0 and up to 1"),
     "mean": ((0.5,), r"mean=\[0.5\] has 1 values for channels=3"),
-    "std": ((0.5, 0.5, 0.0), "must be above 0"),
+    "std": ((0.5, 0.5, 0.0), r"std=\[0.5, 0.5, 0.0\] must be above 0 and up to 1"),
     "val_share": (1.0, "val_share=1.0 must be at least 0 and below 1"),
     "num_workers": (-1, "num_workers=-1 must be 0"),
     "val_folder": ("", "val_folder must be the name of a folder"),
