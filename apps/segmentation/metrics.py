@@ -27,7 +27,7 @@ _PAIRS = 20
 
 
 class SegmentationMetrics(nn.Module):
-    """Metric suite of one split, with the most frequent class of training everywhere beside.
+    """Metric suite of one split, with the most frequent class of training everywhere beside, where it is known.
 
     ``miou``, ``macc`` and ``fscore`` are means over the classes of the scores of their pixels in the whole split;
     classes for which a score divides by nothing are left out. ``aacc`` is the share of right pixels, ``boundary_iou``
@@ -49,7 +49,7 @@ class SegmentationMetrics(nn.Module):
         self.pixels = ConfusionCounts(classes)
         self.boundary = BoundaryAreas(classes) if thorough else None
         self.quality = PanopticQuality(classes) if segments else None
-        self.trivial_quality = PanopticQuality(classes) if segments else None
+        self.trivial_quality = PanopticQuality(classes) if segments and info.majority is not None else None
         self.precision = MaskPrecision(classes) if segments and thorough and info.things else None
 
     def update(self, batch: Mapping[str, Any], prediction: Prediction) -> None:
@@ -83,13 +83,14 @@ class SegmentationMetrics(nn.Module):
     def _add_segments(self, sample: Mapping[str, Tensor], prediction: Prediction, place: int) -> None:
         """Add the segments of one image."""
         segments, classes = prediction.segments, prediction.segment_classes
-        if self.quality is None or self.trivial_quality is None or segments is None or classes is None:
+        if self.quality is None or segments is None or classes is None:
             return
         true, true_classes, crowd = (sample[key] for key in _SEGMENTS)
         found = overlaps(segments[place], true, classes.shape[1], len(true_classes))
         self.quality.update(found, classes[place], true_classes, crowd)
-        everywhere = overlaps(torch.ones_like(segments[place]), true, 1, len(true_classes))
-        self.trivial_quality.update(everywhere, true_classes.new_tensor([self.info.majority]), true_classes, crowd)
+        if self.trivial_quality is not None:
+            everywhere = overlaps(torch.ones_like(segments[place]), true, 1, len(true_classes))
+            self.trivial_quality.update(everywhere, true_classes.new_tensor([self.info.majority]), true_classes, crowd)
 
     def compute(self) -> dict[str, float]:
         """Scores of the model."""
@@ -104,7 +105,9 @@ class SegmentationMetrics(nn.Module):
         return scores
 
     def baseline(self) -> dict[str, float]:
-        """Scores of the most frequent class of training at every pixel, as one segment."""
+        """Scores of the most frequent class of training at every pixel, as one segment; none if it is not known."""
+        if self.info.majority is None:
+            return {}
         labelled = self.areas().labelled
         everywhere = torch.arange(len(labelled), device=labelled.device) == self.info.majority
         areas = ClassAreas(labelled * everywhere, labelled.sum() * everywhere, labelled)

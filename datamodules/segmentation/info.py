@@ -41,9 +41,9 @@ class SegmentationInfo:
     dataset: str = ""
 
     @property
-    def majority(self) -> int:
-        """The most frequent class of training; the first one where pixels were not counted."""
-        return max(range(len(self.pixels)), key=self.pixels.__getitem__, default=0)
+    def majority(self) -> int | None:
+        """The most frequent class of training; None where pixels were not counted."""
+        return max(range(len(self.pixels)), key=self.pixels.__getitem__, default=None)
 
     @classmethod
     def from_plain(cls, plain: Mapping[str, Any]) -> SegmentationInfo:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -56,6 +57,17 @@ def test_scores_of_pixels_by_hand():
     # precision 2 / 3 and 1 / 3; of class 2 it divides by nothing, and so does its F-score
     assert scores["fscore"] == pytest.approx(100 * (2 / 3 + 2 / 5) / 2)
     assert suite.count() == 1
+
+
+def test_there_is_no_baseline_where_pixels_were_not_counted():
+    suite = SegmentationMetrics(replace(info(2, things=(1,)), pixels=()), segments=True)
+    labels = torch.tensor([[[0, 1]]])
+    truth = {"segments": labels.int(), "segment_classes": torch.tensor([[0, 1]])}
+    suite.update(
+        batch(labels, **truth, segment_crowd=torch.zeros(1, 2, dtype=torch.bool)),
+        predicted(labels, segments=labels.int(), segment_classes=torch.tensor([[0, 1]])),
+    )
+    assert suite.baseline() == {} and {"miou", "pq", "pq_things"} < set(suite.compute())
 
 
 def test_tables_by_hand():
