@@ -17,6 +17,7 @@ from datamodules.segmentation.config import Ade20kConfig
 from datamodules.segmentation.info import IGNORED
 from datamodules.segmentation.labels import IndexMasks
 from datamodules.segmentation.layout import Item, Layout, Split, by_stem, find_root, needed_folder
+from datamodules.segmentation.listing import all_there
 from graftwork.errors import DataError
 
 TREE = (
@@ -35,7 +36,7 @@ def find_ade20k(config: Ade20kConfig) -> Layout:
     """Images and masks of both splits.
 
     Raises:
-        DataError: A folder or a mask is missing, or the file of classes is not as expected.
+        DataError: A folder, an image or a mask is missing, or the file of classes is not as expected.
     """
     config.check()
     root = find_root(config.root, TREE, SOURCE)
@@ -89,9 +90,11 @@ def _panoptic(root: Path, files: dict[str, Path]) -> Layout:
         below = by_stem(images, images_below(images))
         reader = PanopticMasks(file, labels)
         items = tuple(
-            Item(name, images / below[name], masks / f"{name}.png") for name in sorted(reader.segments) if name in below
+            Item(name, images / below.get(name, f"{name}.jpg"), masks / f"{name}.png")
+            for name in sorted(reader.segments)
         )
         if not items:
-            raise DataError("lists no image that is there", str(files[split]), f"Expected {TREE}. {SOURCE}")
+            raise DataError("lists no images", str(files[split]), f"Expected {TREE}. {SOURCE}")
+        all_there(items, files[split], f"Unpack them again, or remove them from the list. {SOURCE}")
         splits[split] = Split(items, reader)
     return Layout(root, classes, {**splits, "test": splits["val"]})

@@ -18,6 +18,7 @@ from datamodules.segmentation.config import CityscapesConfig
 from datamodules.segmentation.info import IGNORED
 from datamodules.segmentation.labels import IndexMasks, Labels, check_size, read_ids, with_segments
 from datamodules.segmentation.layout import Item, Layout, Split, find_root, needed_folder
+from datamodules.segmentation.listing import objects_told
 from graftwork.errors import DataError
 
 TREE = (
@@ -63,15 +64,17 @@ class CityscapesMasks(IndexMasks):
 
 
 def find_cityscapes(config: CityscapesConfig) -> Layout:
-    """Images and masks of both splits; objects are told apart where all files of instances are there.
+    """Images and masks of both splits; objects are told apart where there are files of instances.
 
     Raises:
-        DataError: A folder or a mask is missing.
+        DataError: A folder or a mask is missing, or some of the files of instances are.
     """
     config.check()
     root = find_root(config.root, TREE, SOURCE)
     items = {split: _items(root, split) for split in ("train", "val")}
-    told = all(item.instances is not None for found in items.values() for item in found)
+    every = (item for found in items.values() for item in found)
+    mend = "Unpack gtFine_trainvaltest.zip again"
+    told = config.panoptic is not False and objects_told(every, lambda item: _instances(item.label), mend)
     reader = CityscapesMasks(CLASSES.things if told else ())
     splits = {split: Split(found, reader) for split, found in items.items()}
     return Layout(root, CLASSES, {**splits, "test": splits["val"]})
@@ -86,9 +89,14 @@ def _items(root: Path, split: str) -> tuple[Item, ...]:
         label = labels / f"{base}_gtFine_labelIds.png"
         if not label.is_file():
             raise DataError(f"no such file for the image {images / file}", str(label), f"Expected {TREE}. {SOURCE}")
-        instances = labels / f"{base}_gtFine_instanceIds.png"
+        instances = _instances(label)
         name = base.rpartition("/")[2]
         items.append(Item(name, images / file, label, instances if instances.is_file() else None))
     if not items:
         raise DataError("no images", str(images), f"Expected {TREE}. {SOURCE}")
     return tuple(items)
+
+
+def _instances(label: Path) -> Path:
+    """The file that tells apart the objects of a file of label ids."""
+    return label.with_name(label.name.removesuffix("labelIds.png") + "instanceIds.png")

@@ -11,6 +11,7 @@ from pathlib import Path
 from datamodules.segmentation.coco import CocoFile, PanopticMasks, class_table, read_coco, stem_of
 from datamodules.segmentation.config import CocoPanopticConfig
 from datamodules.segmentation.layout import Item, Layout, Split, find_root, needed_folder
+from datamodules.segmentation.listing import all_there
 from graftwork.errors import DataError
 
 TREE = (
@@ -27,7 +28,7 @@ def find_coco_panoptic(config: CocoPanopticConfig) -> Layout:
     """Images, numbers of segments and annotations of both splits.
 
     Raises:
-        DataError: A folder or a file is missing.
+        DataError: A folder, a file of annotations, or an image or a mask that it lists is missing.
     """
     config.check()
     root = find_root(config.root, TREE, SOURCE)
@@ -57,4 +58,5 @@ def _split(root: Path, split: str, file: CocoFile, labels: dict[int, int]) -> Sp
     )
     if not items:
         raise DataError("lists no images", str(file.path), f"Expected {TREE}. {SOURCE}")
+    all_there(items, file.path, f"Unpack them again, or remove them from the list. {SOURCE}")
     return Split(items, reader)

@@ -118,6 +118,10 @@ def test_cityscapes_maps_label_ids_and_tells_instances_and_groups_apart(tmp_path
     ]
     assert layout.splits["train"].items[0].name == "ulm_000000_000019"
     (tmp_path / "gtFine" / "val" / f"{base}_gtFine_instanceIds.png").unlink()
+    with pytest.raises(DataError, match=r"val/ulm/.*instanceIds\.png: no such file; 1 of 2 images have none"):
+        CityscapesConfig(root=str(tmp_path)).find()
+    assert not CityscapesConfig(root=str(tmp_path), panoptic=False).find().splits["train"].labels.tells_segments
+    (tmp_path / "gtFine" / "train" / f"{base}_gtFine_instanceIds.png").unlink()
     assert not CityscapesConfig(root=str(tmp_path)).find().splits["train"].labels.tells_segments
     (tmp_path / "gtFine" / "val" / f"{base}_gtFine_labelIds.png").unlink()
     with pytest.raises(DataError, match=r"labelIds\.png: no such file for the image"):
