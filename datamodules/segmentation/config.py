@@ -75,8 +75,12 @@ class LabelledConfig(StandardisedConfig):
     class to those that have the rarest class of the image, to this power. 0 draws each image once per epoch, 0.5 is
     usual, 1 evens classes out."""
     count: bool = True
-    """Count the pixels of every class of the training images once, for class weights and the trivial baseline; counts
-    are kept below the temporary folder."""
+    """Read all masks once before a run: unknown numbers and masks of another size stop it then, and the pixels of every
+    class of the training images give class weights and the trivial baseline. Counts are kept below the temporary
+    folder. With false, a run stops where it meets such a mask, and there is no baseline."""
+    on_corrupt: Literal["error", "skip"] = "error"
+    """What a file that cannot be decoded does: stop, or be skipped and listed in the report. In training the next image
+    takes its place, evaluation goes without it; to know which, all images of validation and test are read once."""
     batch_size: int = 8
     """Crops per training batch and device."""
 
@@ -236,8 +240,10 @@ class CocoPanopticConfig(LabelledConfig):
     crop: tuple[int, int] = (640, 640)
     """Height and width of training images, in pixels; smaller ones are padded at the bottom and on the right."""
     count: bool = False
-    """Count the pixels of every class of the training images once, for class weights and the trivial baseline; counts
-    are kept below the temporary folder."""
+    """Read all masks once before a run, which takes long here: unknown segments and masks of another size stop it then,
+    and the pixels of every class of the training images give class weights and the trivial baseline. Counts are kept
+    below the temporary folder. With false, it is checked that all files are there and no more: a run stops where it
+    meets a mask that does not fit, and there is no baseline."""
 
     def find(self) -> Layout:
         """Images and masks below ``root``."""
@@ -251,7 +257,8 @@ class VocConfig(LabelledConfig):
     """Pascal VOC 2012, background and 20 classes of objects: JPEGImages, SegmentationClass and ImageSets."""
 
     train_list: str = "train"
-    """Name of the file below ImageSets/Segmentation that lists training images; trainaug for the extended set."""
+    """Name of the file below ImageSets/Segmentation that lists training images; trainaug for the extended set, whose
+    masks lie in SegmentationClass or SegmentationClassAug and tell no objects apart."""
 
     def problems(self) -> Iterator[str]:
         """Values out of range."""

@@ -1,4 +1,4 @@
-"""How many pixels of each class the training images have: counted once, kept on disk.
+"""How many pixels of each class the images of a split have: counted once, kept on disk.
 
 Shape legend: N images, C classes.
 """
@@ -8,9 +8,10 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 from zipfile import BadZipFile
 
 import numpy as np
@@ -25,7 +26,10 @@ from graftwork.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-_MANY = 2000
+One = TypeVar("One")
+Found = TypeVar("Found")
+
+MANY = 2000
 """So many images take long enough to be told about."""
 
 
@@ -52,7 +56,7 @@ class Counts(NamedTuple):
 
 
 def counted(split: Split, classes: int, *, skip_corrupt: bool = False) -> Counts:
-    """Pixels of each class, from disk where the same files were counted before.
+    """Pixels of each class, from disk where the same files were counted before; labels that do not fit are found so.
 
     Args:
         split: Images and what reads their labels.
@@ -64,11 +68,11 @@ def counted(split: Split, classes: int, *, skip_corrupt: bool = False) -> Counts
         DataError: Labels do not fit an image or the classes; or the counts cannot be kept.
     """
     folder = cache_folder(None, "segmentation") / "counts"
-    file = folder / f"{_digest(split, classes)}.npz"
+    file = folder / f"{digest_of(split, f'{classes}')}.npz"
     known = _load(file, len(split), classes)
     if known is not None:
         return known
-    if len(split) >= _MANY:
+    if len(split) >= MANY:
         logger.info("counting the pixels of %s masks, once; --data.count false goes without", f"{len(split):,}")
     found = count(split, classes, skip_corrupt=skip_corrupt)
     if found.sizes.all():  # a file that is mended later must be counted
@@ -89,21 +93,32 @@ def count(split: Split, classes: int, *, skip_corrupt: bool = False) -> Counts:
             return np.zeros(classes, dtype=np.int64), 0
         return np.bincount(mask.ravel(), minlength=IGNORED + 1)[:classes], mask.size
 
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        try:
-            rows = list(pool.map(one, split.items))
-        except UserError:
-            pool.shutdown(wait=False, cancel_futures=True)  # said at once, not after all other files
-            raise
+    rows = list(in_threads(one, split.items))
     return Counts(np.stack([row for row, _ in rows]), np.array([size for _, size in rows], dtype=np.int64))
 
 
-def _digest(split: Split, classes: int) -> str:
-    digest = hashlib.blake2b(f"{classes}".encode() + split.labels.signature(), digest_size=16)
+def in_threads(function: Callable[[One], Found], values: Iterable[One]) -> Iterator[Found]:
+    """What a function gives for each value, in order; decoders let go of the interpreter, so that threads help."""
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        try:
+            yield from pool.map(function, values)
+        except UserError:
+            pool.shutdown(wait=False, cancel_futures=True)  # said at once, not after all other files
+            raise
+
+
+def digest_of(split: Split, what: str) -> str:
+    """A name for something found out about the files of a split; another one when a file changes.
+
+    Args:
+        split: The split.
+        what: What was found out depends on, beside the files.
+    """
+    digest = hashlib.blake2b(what.encode() + split.labels.signature(), digest_size=16)
     for item in split.items:
-        digest.update(
-            f"{item.image}\0{_state(item.image)}\0{item.label}\0{_state(item.label)}\n".encode(errors="replace")
-        )
+        files = (path for path in (item.image, item.label, item.instances) if path is not None)
+        states = [f"{path}\0{_state(path)}" for path in files]
+        digest.update(("\0".join(states) + "\n").encode(errors="replace"))
     return digest.hexdigest()
 
 

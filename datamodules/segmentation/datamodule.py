@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from datamodules.base import TaskDataModule
-from datamodules.findings import Finding
+from datamodules.findings import Finding, listed
 from datamodules.segmentation.balance import BalancedOrder, image_weights
 from datamodules.segmentation.config import LabelledConfig
 from datamodules.segmentation.counts import Counts, counted
@@ -21,10 +21,13 @@ from datamodules.segmentation.dataset import (
     collate_samples,
 )
 from datamodules.segmentation.info import SegmentationInfo
-from datamodules.segmentation.layout import Layout
+from datamodules.segmentation.layout import Layout, Split
+from datamodules.segmentation.readable import readable
 from graftwork.errors import DataError
 
 logger = logging.getLogger(__name__)
+
+_MOST_NAMED = 20
 
 
 class SegmentationData(TaskDataModule):
@@ -81,7 +84,7 @@ class SegmentationData(TaskDataModule):
         return self._info
 
     def datasets(self) -> Mapping[str, LabelledImages]:
-        """Crops to train on, whole images to evaluate on.
+        """Crops to train on, whole images to evaluate on; masks of all splits are looked at here, not mid-run.
 
         Raises:
             DataError: The data is missing or unsuitable.
@@ -89,13 +92,30 @@ class SegmentationData(TaskDataModule):
         layout, info, config = self.layout, self.info, self.config
         for name in layout.cut:
             logger.info("%s: %d images of the training images", name, len(layout.splits[name]))
+        if never := [name for name, pixels in zip(info.classes, info.pixels, strict=False) if not pixels]:
+            text = "no training pixel is of %s: nothing can be learnt of what is never seen; 255 in masks is ignored"
+            logger.warning(text, listed(never, _MOST_NAMED))
         found: dict[str, LabelledImages] = {}
+        checked: dict[Split, Split] = {}  # test may be val, on purpose
         for name, split in layout.splits.items():
             if name == "train":
                 found[name] = TrainingImages(split, info, config.augment, self.seed, self._order())
-            else:
-                found[name] = EvaluationImages(split, info)
+                continue
+            if split not in checked:
+                checked[split] = self._checked(name, split)
+            found[name] = EvaluationImages(checked[split], info)
         return found
+
+    def _checked(self, name: str, split: Split) -> Split:
+        """A split to evaluate on whose labels fit, as far as they are looked at; without corrupt images if asked."""
+        if self.config.on_corrupt == "skip":
+            kept, corrupt = readable(split, self.info, name)
+            for file in corrupt:
+                self._skip(file)
+            return kept
+        if self.config.count:
+            counted(split, len(self.info.classes))
+        return split
 
     def _order(self) -> BalancedOrder | None:
         if not self.config.balance or self.counts is None:

@@ -6,6 +6,7 @@ import contextlib
 import math
 import os
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -166,7 +167,8 @@ class CheckpointWriter(Checkpoint):
         trainer.datamodule.resume_at(place.epoch, place.batch)  # type: ignore[attr-defined]
         if trainer.is_global_zero:
             pl_module.means.load(entry["means"])  # type: ignore[operator,union-attr]
-        trainer.datamodule.skipped.update(entry["skipped"])  # type: ignore[attr-defined]
+        # the larger number of both: files left out of evaluation were counted in setup again
+        trainer.datamodule.skipped |= Counter(entry["skipped"])  # type: ignore[attr-defined]
         for logger in trainer.loggers:
             if hasattr(logger, "rewind"):
                 logger.rewind(int(checkpoint["global_step"]))
