@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import combinations
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,8 +18,9 @@ from datamodules.cache import cache_folder
 from datamodules.copies import copies
 from datamodules.findings import Finding, Level, listed, sentences, several
 from datamodules.guard import CorruptSample
-from datamodules.image_reading import read_image
+from datamodules.image_reading import read_image, upright_size
 from datamodules.segmentation.config import LabelledConfig
+from datamodules.segmentation.counts import in_threads
 from datamodules.segmentation.datamodule import data_info
 from datamodules.segmentation.info import IGNORED, SegmentationInfo
 from datamodules.segmentation.labels import Labels
@@ -25,8 +28,10 @@ from datamodules.segmentation.layout import Item, Layout, Split
 from datamodules.segmentation.sheet import contact_sheet
 from graftwork.errors import DataError, UserError
 
+logger = logging.getLogger(__name__)
+
 MOST_DECODED = 2000
-"""Images of a split up to which every file is decoded; of more, evenly spread ones are."""
+"""Images of a split up to which all are decoded; of more, evenly spread ones are. Masks are small, and always are."""
 
 MOST_CLASSES = 60
 _RARE = 0.001
@@ -41,7 +46,9 @@ class Seen:
         pixels: Of each class, [C].
         images: With each class, [C].
         ignored: Pixels that are ignored.
-        decoded: Images that could be read with their labels.
+        read: Images whose labels could be read.
+        decoded: Those among them that were decoded themselves.
+        classes: Images by the number of classes they have.
         sizes: Images by height and width.
         kinds: Images by kind of file, of kinds that are converted.
         objects: Things of all images.
@@ -53,7 +60,9 @@ class Seen:
     pixels: NDArray[np.int64]
     images: NDArray[np.int64]
     ignored: int = 0
+    read: int = 0
     decoded: int = 0
+    classes: Counter[int] = field(default_factory=Counter)
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
     kinds: Counter[str] = field(default_factory=Counter)
     objects: int = 0
@@ -98,7 +107,7 @@ def own_splits(layout: Layout) -> dict[str, Split]:
 
 
 def split_findings(layout: Layout, info: SegmentationInfo, option: str = "") -> Iterator[Finding]:
-    """Sizes of the splits, whether objects are told apart, masks without an image, and images that are not listed.
+    """Sizes of the splits, whether objects are told apart, and masks without an image.
 
     Args:
         layout: What was found.
@@ -121,59 +130,94 @@ def split_findings(layout: Layout, info: SegmentationInfo, option: str = "") -> 
         masks = several(len(layout.unused), "mask", "belongs", "belong")
         text = f"{masks} to no image: {listed([str(path) for path in layout.unused])}"
         yield Finding("warning", text, "Add the image, or remove the mask")
-    if layout.unlisted:
-        images = several(len(layout.unlisted), "image", "is", "are")
-        text = f"{images} not listed in the annotations: {listed([str(path) for path in layout.unlisted])}"
-        yield Finding("warning", text, "List and annotate them, or remove them; until then they are not used")
 
 
 def look(split: Split, info: SegmentationInfo) -> Seen:
-    """Decode images and labels of a split, or evenly spread ones of a large split."""
+    """Decode the labels of a split and its images, of a large split evenly spread ones."""
     count = len(info.classes)
     seen = Seen(np.zeros(count, dtype=np.int64), np.zeros(count, dtype=np.int64))
-    every = -(-len(split) // MOST_DECODED) or 1
-    for item in split.items[::every]:
+    every = _step(len(split))
+    if every > 1:
+        logger.info("decoding %s masks", f"{len(split):,}")
+
+    def one(place: int) -> _Facts | DataError:
+        item, whole = split.items[place], place % every == 0
         try:
-            image = read_image(item.image, info.channels)
-            labels = split.labels.read(item, (image.height, image.width), info.panoptic)
-        except CorruptSample as error:
-            seen.corrupt.append(str(error))
+            size = read_image(item.image, info.channels).size[::-1] if whole else upright_size(item.image)
+            return _facts(split.labels.read(item, size, info.panoptic), item, info, whole)
         except DataError as error:
-            seen.misfits.append(str(error))
+            return error
+
+    for item, found in zip(split.items, in_threads(one, range(len(split))), strict=True):
+        if isinstance(found, CorruptSample):
+            seen.corrupt.append(str(found))
+        elif isinstance(found, DataError):
+            seen.misfits.append(str(found))
         else:
-            _add(seen, item, labels, info)
+            _add(seen, item, found)
     return seen
 
 
-def _add(seen: Seen, item: Item, labels: Labels, info: SegmentationInfo) -> None:
+class _Facts(NamedTuple):
+    """What doctor keeps of an image.
+
+    Args:
+        pixels: Of each class, and ignored ones behind, [C + 1].
+        size: Height and width.
+        objects: Its things.
+        decoded: Whether the image itself was decoded.
+        kinds: In which ways it is converted.
+    """
+
+    pixels: NDArray[np.int64]
+    size: tuple[int, int]
+    objects: int
+    decoded: bool
+    kinds: tuple[str, ...]
+
+
+def _facts(labels: Labels, item: Item, info: SegmentationInfo, decoded: bool) -> _Facts:
     counts = np.bincount(labels.mask.ravel(), minlength=IGNORED + 1)
-    known = counts[: len(info.classes)]
-    seen.decoded += 1
+    pixels = np.append(counts[: len(info.classes)], counts[IGNORED])
+    height, width = labels.mask.shape
+    objects = sum(label in info.things for label in labels.classes)
+    with Image.open(item.image) as stored:
+        mode = stored.mode
+    kinds = {
+        "of 16 bits, cut to 8": mode in _DEEP,
+        "in grey, given three equal channels": info.channels == 3 and mode in ("L", "1", "LA", *_DEEP),
+        "in colour, made grey": info.channels == 1 and mode in ("RGB", "RGBA", "P", "CMYK"),
+    }
+    return _Facts(pixels, (height, width), objects, decoded, tuple(kind for kind, true in kinds.items() if true))
+
+
+def _add(seen: Seen, item: Item, facts: _Facts) -> None:
+    known = facts.pixels[:-1]
+    seen.read += 1
+    seen.decoded += facts.decoded
     seen.pixels += known
     seen.images += known > 0
-    seen.ignored += int(counts[IGNORED])
-    height, width = labels.mask.shape
-    seen.sizes[(height, width)] += 1
-    seen.objects += sum(label in info.things for label in labels.classes)
+    seen.classes[int((known > 0).sum())] += 1
+    seen.ignored += int(facts.pixels[-1])
+    seen.sizes[facts.size] += 1
+    seen.objects += facts.objects
     seen.blank += [] if known.any() else [item.name]
-    with Image.open(item.image) as stored:
-        if stored.mode in _DEEP:
-            seen.kinds["of 16 bits, cut to 8"] += 1
-        if info.channels == 3 and stored.mode in ("L", "1", "LA", *_DEEP):
-            seen.kinds["in grey, given three equal channels"] += 1
-        if info.channels == 1 and stored.mode in ("RGB", "RGBA", "P", "CMYK"):
-            seen.kinds["in colour, made grey"] += 1
+    seen.kinds.update(facts.kinds)
 
 
 def file_findings(name: str, seen: Seen, images: int, config: LabelledConfig) -> Iterator[Finding]:
     """What decoding the files of a split has shown."""
-    if seen.decoded:
+    if seen.read:
         smallest, largest = min(seen.sizes, key=min), max(seen.sizes, key=max)
-        every = -(-images // MOST_DECODED)
-        share = "" if every <= 1 else f", one of every {every} of {images:,}"
-        objects = f"; {seen.objects / seen.decoded:.1f} things per image" if seen.objects else ""
+        every = _step(images)
+        what = f"{several(seen.read, 'image')} with labels decoded"
+        if every > 1:
+            what = f"{several(seen.read, 'mask')} and {several(seen.decoded, 'image')}, one of every {every}, decoded"
         sizes = f"{_size(smallest)} to {_size(largest)} pixels (height x width)"
-        yield Finding("ok", f"{name}: {several(seen.decoded, 'image')} decoded{share}: {sizes}{objects}")
+        mean = sum(classes * count for classes, count in seen.classes.items()) / seen.read
+        classes = f"{mean:.1f} classes per image ({min(seen.classes)} to {max(seen.classes)})"
+        objects = f", {seen.objects / seen.read:.1f} things" if seen.objects else ""
+        yield Finding("ok", f"{name}: {what}: {sizes}; {classes}{objects}")
     level: Level = "warning" if config.on_corrupt == "skip" else "error"
     yield from sentences(level, seen.corrupt, "files that cannot be decoded")
     yield from sentences("error", seen.misfits, "files of labels that do not fit")
@@ -237,10 +281,17 @@ def sheet_findings(config: LabelledConfig, layout: Layout) -> Iterator[Finding]:
     name = f"{layout.root.name}-{hashlib.blake2b(str(layout.root).encode(), digest_size=4).hexdigest()}.png"
     try:
         path = contact_sheet(config, cache_folder(None, "segmentation") / "sheets" / name)
-    except (UserError, OSError) as error:
+    except UserError as error:  # training would meet it too
+        yield Finding("error", f"{error.where}: {error.what}" if error.where else error.what, error.mend)
+    except OSError as error:
         yield Finding("warning", f"images cannot be shown with their labels: {error}")
     else:
         yield Finding("ok", f"some training crops with their labels: {path}")
+
+
+def _step(images: int) -> int:
+    """One of how many images is decoded."""
+    return max(1, -(-images // MOST_DECODED))
 
 
 def _size(sides: tuple[int, int]) -> str:

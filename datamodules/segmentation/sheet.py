@@ -73,7 +73,10 @@ def contact_sheet(config: LabelledConfig, path: Path, split: str = "train", imag
     data.setup()
     dataset = data.split(split)
     numbers = np.unique(np.linspace(0, len(dataset) - 1, images).astype(int)).tolist()
-    pairs = [_tile(dataset[(0, number)], data.info) for number in numbers]
+    fetched = dataset.__getitems__([(0, number) for number in numbers])  # without corrupt files where they are skipped
+    if fetched.error is not None:
+        raise fetched.error
+    pairs = [_tile(sample, data.info) for sample in fetched.content]
     across = min(4, len(pairs))
     tall = max(pair.height for pair in pairs)
     rows = -(-len(pairs) // across)

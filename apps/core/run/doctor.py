@@ -99,16 +99,18 @@ def disk_findings(folder: Path) -> list[Finding]:
 
 def data_findings(task: Task, config: Any, device: torch.device, console: Console) -> list[Finding]:
     """What the data says of itself and, if it is sound, what an epoch on it will take."""
+    found: list[Finding] = []
     try:
         datamodule = config.data.build(seed=config.seed)
-        found = list(datamodule.inspect())
+        found += datamodule.inspect()
         if any(finding.level == "error" for finding in found):
             return found
         datamodule.setup()
         module = task.module_class()(config, datamodule.info).to(device)
         cost = estimate(module, datamodule)
     except UserError as error:
-        return [Finding("error", error.what if not error.where else f"{error.where}: {error.what}", error.mend)]
+        what = error.what if not error.where else f"{error.where}: {error.what}"
+        return [*found, Finding("error", what, error.mend)]
     except torch.OutOfMemoryError:
         return [*found, Finding("error", f"a training step does not fit into the memory of {device}", _SMALLER)]
     print_table(estimate_rows(cost, config.trainer.max_epochs), "estimate", console)

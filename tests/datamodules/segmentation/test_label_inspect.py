@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from datamodules.findings import Finding
+from datamodules.segmentation import inspect as inspecting
 from datamodules.segmentation.config import FolderConfig, GeneratedConfig
 from tests.datamodules.segmentation.pictures import striped, write_array, write_image, write_pairs
 
@@ -36,6 +37,45 @@ def test_shares_by_hand(tmp_path):
     fine = texts(found(write_pairs(tmp_path, ("train", "val", "test"))), "ok")
     assert "train: share of labelled pixels, and images with the class: sky 33.33% in 2, road 33.33% in 2" in fine
     assert "0.00% of all pixels are ignored" in fine
+
+
+def test_classes_per_image_by_hand(tmp_path):
+    root = write_pairs(tmp_path, ("train", "val"), count=4)
+    write_array(root / "masks" / "train" / "0.png", striped(labels=(0, 255)))
+    write_array(root / "masks" / "train" / "1.png", striped(labels=(0, 1)))
+    fine = texts(found(root), "ok")
+    assert "train: 4 images with labels decoded: 40 x 48 to 40 x 48 pixels" in fine
+    assert "(height x width); 2.2 classes per image (1 to 3) |" in fine  # 1, 2, 3 and 3
+
+
+def test_of_many_images_some_are_decoded_and_all_masks(tmp_path, monkeypatch):
+    monkeypatch.setattr(inspecting, "MOST_DECODED", 3)
+    root = write_pairs(tmp_path, ("train", "val"), count=7)
+    images: list[Path] = []
+    monkeypatch.setattr(
+        inspecting, "read_image", lambda path, channels: images.append(path) or Image.new("RGB", (48, 40))
+    )
+    fine = texts(found(root), "ok")
+    assert "train: 7 masks and 3 images, one of every 3, decoded: 40 x 48" in fine and "sky 33.33% in 7" in fine
+    assert sorted(path.name for path in images if path.parent.name == "train") == ["0.png", "3.png", "6.png"]
+    write_array(root / "masks" / "train" / "1.png", striped(labels=(0, 9)))
+    write_array(root / "masks" / "train" / "2.png", striped(30, 48))
+    errors = texts(found(root), "error")
+    assert "1.png: has number 9" in errors and "2.png: has 30 x 48 pixels" in errors
+
+
+def test_what_stops_the_sheet_would_stop_training(tmp_path, monkeypatch):
+    root = write_pairs(tmp_path, count=3)
+    monkeypatch.setattr(inspecting, "look", lambda split, info: inspecting.Seen(np.zeros(3), np.zeros(3)))
+    write_array(root / "masks" / "train" / "1.png", striped(labels=(0, 9)))
+    assert "1.png: has number 9" in texts(found(root, count=False), "error")
+
+
+def test_the_sheet_goes_without_corrupt_images_where_they_are_skipped(tmp_path):
+    root = write_pairs(tmp_path, count=3)
+    (root / "images" / "train" / "1.png").write_bytes(b"no image")
+    findings = found(root, on_corrupt="skip")
+    assert not texts(findings, "error") and "some training crops with their labels" in texts(findings, "ok")
 
 
 def test_files_that_do_not_fit_are_listed_one_by_one(tmp_path):
@@ -87,8 +127,8 @@ def test_converted_images_and_sizes_at_odds_are_said(tmp_path):
     write_image(root / "images" / "val" / "1.png", 1, 50, 60)
     write_array(root / "masks" / "val" / "1.png", striped(50, 60))
     findings = found(root, eval_batch_size=2)
-    assert "train: 1 image have 16 bits" not in texts(findings, "ok")
-    assert "1 image of 16 bits, cut to 8" in texts(findings, "ok")
+    assert "train: 1 image of 16 bits, cut to 8 |" in texts(findings, "ok")
+    assert "train: 1 image in grey, given three equal channels |" in texts(findings, "ok")
     assert "val: images have 2 sizes" in texts(findings, "error")
 
 

@@ -8,6 +8,7 @@ from apps.core.run.doctor import cost_findings, disk_findings, doctor, estimate_
 from apps.core.run.estimate import Estimate, estimate, limited, timed_batches
 from apps.core.task import VerbOptions
 from datamodules.findings import Finding
+from graftwork.errors import DataError
 from tests.apps.core.inference.toy_model import TASK, LoneToy
 from tests.toy_task import LinesConfig, LinesData, ToyConfig
 
@@ -74,6 +75,19 @@ def test_broken_data_gives_one(data, tmp_path, capsys):
     assert doctor(TASK, config, VerbOptions()) == 1
     out = capsys.readouterr().out
     assert "\nerror" in out and "one epoch" not in out
+
+
+def test_what_was_found_before_an_error_is_kept(tmp_path, monkeypatch, capsys):
+    def broken(self, stage=None):
+        raise DataError("has no rows", "late.csv", "Add some")
+
+    monkeypatch.setattr(LinesData, "inspect", lambda self: [Finding("warning", "two files are copies")])
+    monkeypatch.setattr(LinesData, "setup", broken)
+    config = ToyConfig()
+    config.run.root = str(tmp_path)
+    assert doctor(TASK, config, VerbOptions()) == 1
+    out = capsys.readouterr().out
+    assert "warning  two files are copies" in out and "error    late.csv: has no rows\n" in out
 
 
 def test_an_absent_device_is_an_error_among_the_others(tmp_path, capsys):
