@@ -107,7 +107,7 @@ def own_splits(layout: Layout) -> dict[str, Split]:
 
 
 def split_findings(layout: Layout, info: SegmentationInfo, option: str = "") -> Iterator[Finding]:
-    """Sizes of the splits, whether objects are told apart, and masks without an image.
+    """Sizes of the splits, whether objects are told apart, masks without an image, and images that are not listed.
 
     Args:
         layout: What was found.
@@ -130,6 +130,10 @@ def split_findings(layout: Layout, info: SegmentationInfo, option: str = "") -> 
         masks = several(len(layout.unused), "mask", "belongs", "belong")
         text = f"{masks} to no image: {listed([str(path) for path in layout.unused])}"
         yield Finding("warning", text, "Add the image, or remove the mask")
+    if layout.unlisted:
+        images = several(len(layout.unlisted), "image", "is", "are")
+        text = f"{images} not listed in the annotations: {listed([str(path) for path in layout.unlisted])}"
+        yield Finding("warning", text, "List and annotate them, or remove them; until then they are not used")
 
 
 def look(split: Split, info: SegmentationInfo) -> Seen:
