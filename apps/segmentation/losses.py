@@ -17,6 +17,9 @@ from graftwork.errors import ShapeError
 Average = Literal["valid", "all"]
 """What a sum over pixels is divided by."""
 
+Probabilities = Literal["softmax", "sigmoid", "none"]
+"""What makes probabilities of logits: all classes together, each by itself, or nothing where they are some already."""
+
 
 def resize(logits: Tensor, size: tuple[int, int], align_corners: bool = False) -> Tensor:
     """Logits bilinearly resized, [B, C, h, w] to [B, C, *size], float32 at least."""
@@ -99,16 +102,16 @@ def dice(
     logits: Tensor,
     labels: Tensor,
     *,
-    activation: Literal["softmax", "sigmoid"] = "softmax",
+    activation: Probabilities = "softmax",
     squared: bool = True,
     eps: float = 1e-3,
 ) -> Tensor:
     """Dice loss over one vector per image that holds all pixels of all classes.
 
     Args:
-        logits: [B, C, H, W].
+        logits: [B, C, H, W]; with a single channel labels are 0 and 1, and the channel is that of 1.
         labels: [B, H, W], integers; pixels of 255 have no class, but what is predicted there counts in the divisor.
-        activation: What makes probabilities of logits; ``sigmoid`` takes every class by itself.
+        activation: What makes probabilities of logits; see :func:`activated`.
         squared: Sum squares in the divisor; else plain values.
         eps: Added to both sums of the divisor.
 
@@ -118,15 +121,12 @@ def dice(
     Raises:
         ShapeError: The shapes do not belong together.
 
-    Source: Milletari et al. 2016, "V-Net", section 3, as mmsegmentation 1.2.2 computes it in ``DiceLoss``.
+    Source: Milletari et al. 2016, "V-Net", section 3, as mmsegmentation 1.2.2 computes it in ``DiceLoss``. Differs: a
+    single channel there is that of label 0, at odds with its cross entropy of one; a batch without a labelled pixel
+    costs 1 there.
     """
     _check(logits, labels)
-    logits = _full(logits)
-    if activation == "sigmoid":
-        probabilities = logits.sigmoid()
-    else:
-        probabilities = logits.softmax(1) if logits.shape[1] > 1 else logits
-    p = probabilities.flatten(1)  # B, C * H * W
+    p = activated(_full(logits), activation).flatten(1)  # B, C * H * W
     t = one_hot(labels, logits.shape[1]).flatten(1)
     both = 2 * (p * t).sum(1)
     if squared:
@@ -134,6 +134,13 @@ def dice(
     else:
         overlap = (both + eps) / (p.sum(1) + t.sum(1) + eps)
     return (1 - overlap).sum() * (labels != IGNORED).any() / max(labels.shape[0], 1)
+
+
+def activated(logits: Tensor, activation: Probabilities) -> Tensor:
+    """Logits [B, C, H, W] as probabilities; the softmax leaves a single channel as it is."""
+    if activation == "sigmoid":
+        return logits.sigmoid()
+    return logits.softmax(1) if activation == "softmax" and logits.shape[1] > 1 else logits
 
 
 def hardest(logits: Tensor, labels: Tensor, *, threshold: float = 0.7, least: int = 100_000) -> Tensor:

@@ -100,6 +100,20 @@ def test_dice_of_a_hand_made_image() -> None:
     assert float(dice(logits, ignored)) == pytest.approx(expected)
 
 
+def test_dice_of_probabilities() -> None:
+    logits, labels = example(5)
+    for activation, probabilities in (("sigmoid", logits.sigmoid()), ("softmax", logits.softmax(1))):
+        expected = dice(logits, labels, activation=activation)  # type: ignore[arg-type]
+        torch.testing.assert_close(dice(probabilities, labels, activation="none"), expected)
+
+
+def test_dice_of_a_single_channel_is_that_of_label_one() -> None:
+    logits, labels = torch.tensor([[[[2.0, -1.0, 3.0]]]]), torch.tensor([[[1, 0, IGNORED]]])
+    p = logits.sigmoid().flatten()
+    expected = 1 - 2 * p[0] / ((p * p).sum() + 1 + 2e-3)
+    torch.testing.assert_close(dice(logits, labels, activation="sigmoid"), expected)
+
+
 def test_dice_falls_to_almost_nothing() -> None:
     labels = torch.randint(0, 4, (2, 8, 8))
     assert float(dice(one_hot(labels, 4) * 60 - 30, labels)) < 1e-4
