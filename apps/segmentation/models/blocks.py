@@ -10,7 +10,8 @@ Shape legend: B batch, C channels, F filters, h x w map.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -18,31 +19,45 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from apps.segmentation.models.fusion import Size, fuse
-from apps.segmentation.models.pixel_config import Norm
+from apps.segmentation.models.fusion import Mode, Size, fuse
+from apps.segmentation.models.pixel_config import Activation, Norm
+
+ACTIVATIONS: Mapping[Activation, Callable[[], nn.Module]] = {
+    "relu": partial(nn.ReLU, inplace=True),
+    "leaky_relu": nn.LeakyReLU,
+    "gelu": nn.GELU,
+    "silu": nn.SiLU,
+    "none": nn.Identity,
+}
 
 
-class NormKind(NamedTuple):
-    """A norm before its channels are known.
+class NormAct(NamedTuple):
+    """Norm and activation before the channels are known.
 
     Attributes:
-        name: ``batch``, ``sync``, ``group`` or ``none``.
+        norm: ``batch``, ``sync``, ``group`` or ``none``.
         groups: Of a group norm; fewer where they do not divide the channels.
+        eps: Added to variances.
+        momentum: What a batch weighs in the running statistics of a batch norm.
+        activation: A name of :data:`ACTIVATIONS`.
     """
 
-    name: Norm = "batch"
+    norm: Norm = "batch"
     groups: int = 32
+    eps: float = 1e-5
+    momentum: float = 0.1
+    activation: Activation = "relu"
 
     def build(self, channels: int) -> nn.Module:
         """The norm for maps of so many channels."""
-        if self.name == "group":
-            return nn.GroupNorm(math.gcd(self.groups, channels), channels)
-        if self.name == "sync":
-            return SyncBatchNorm(channels)
-        return BatchNorm(channels) if self.name == "batch" else nn.Identity()
+        if self.norm == "group":
+            return nn.GroupNorm(math.gcd(self.groups, channels), channels, eps=self.eps)
+        if self.norm == "sync":
+            return SyncBatchNorm(channels, eps=self.eps, momentum=self.momentum)
+        return BatchNorm(channels, eps=self.eps, momentum=self.momentum) if self.norm == "batch" else nn.Identity()
 
 
-BATCH = NormKind()
+DEFAULT = NormAct()
 
 
 def _single(x: Tensor) -> bool:
@@ -72,23 +87,24 @@ class SyncBatchNorm(nn.SyncBatchNorm):
 
 
 class ConvNormAct(nn.Module):
-    """Convolution, norm, ReLU; the convolution has a bias only where there is no norm.
+    """Convolution, norm, activation; the convolution has a bias only where there is no norm.
 
     Args:
         channels: Channels of the input.
         filters: Channels of the output.
         kernel: Side of the kernel, odd; the size of a map stays.
         dilation: Positions from tap to tap.
-        norm: The norm; with none the convolution has a bias.
+        after: Norm and activation; without a norm the convolution has a bias.
     """
 
     def __init__(
-        self, channels: int, filters: int, kernel: int = 1, *, dilation: int = 1, norm: NormKind = BATCH
+        self, channels: int, filters: int, kernel: int = 1, *, dilation: int = 1, after: NormAct = DEFAULT
     ) -> None:
         super().__init__()
-        padding = kernel // 2 * dilation
-        self.conv = nn.Conv2d(channels, filters, kernel, padding=padding, dilation=dilation, bias=norm.name == "none")
-        self.norm = norm.build(filters)
+        padding, bias = kernel // 2 * dilation, after.norm == "none"
+        self.conv = nn.Conv2d(channels, filters, kernel, padding=padding, dilation=dilation, bias=bias)
+        self.norm = after.build(filters)
+        self.activation = ACTIVATIONS[after.activation]()
         nn.init.kaiming_normal_(self.conv.weight, mode="fan_out", nonlinearity="relu")
         if self.conv.bias is not None:
             nn.init.zeros_(self.conv.bias)
@@ -97,12 +113,21 @@ class ConvNormAct(nn.Module):
         """[B, C, h, w] to [B, F, h, w]."""
         norm = self._folds()
         if norm is None:
-            return F.relu(self.norm(self.conv(x)), inplace=True)
-        scale, shift = _affine(norm)
-        return F.relu(F.conv2d(x, self.conv.weight * scale[:, None, None, None], shift), inplace=True)
+            found = self.norm(self.conv(x))
+        else:
+            scale, shift = _affine(norm)
+            found = F.conv2d(x, self.conv.weight * scale[:, None, None, None], shift)
+        activated: Tensor = self.activation(found)
+        return activated
 
     def fuse(
-        self, levels: Sequence[Tensor], size: Size, *, align_corners: bool = False, literal: bool = False
+        self,
+        levels: Sequence[Tensor],
+        size: Size,
+        *,
+        align_corners: bool = False,
+        mode: Mode = "bilinear",
+        literal: bool = False,
     ) -> Tensor:
         """The block on levels that are resized to ``size`` and joined, [B, C_i, h_i, w_i] to [B, F, *size].
 
@@ -110,17 +135,21 @@ class ConvNormAct(nn.Module):
             levels: Maps whose channels sum up to those of the block.
             size: Height and width of the result.
             align_corners: See :func:`torch.nn.functional.interpolate`.
+            mode: How levels are resized.
             literal: Compute it as it says rather than each level at its own resolution, see
                 :mod:`apps.segmentation.models.fusion`.
         """
         norm = None if literal else self._folds()
         if norm is None:
-            mixed = fuse(levels, self.conv.weight, size, align_corners=align_corners, literal=literal)
+            mixed = fuse(levels, self.conv.weight, size, align_corners=align_corners, mode=mode, literal=literal)
             bias = self.conv.bias
-            return F.relu(self.norm(mixed if bias is None else mixed + bias[:, None, None]), inplace=True)
-        scale, shift = _affine(norm)
-        weight = self.conv.weight * scale[:, None, None, None]
-        return F.relu(fuse(levels, weight, size, align_corners=align_corners) + shift[:, None, None], inplace=True)
+            found = self.norm(mixed if bias is None else mixed + bias[:, None, None])
+        else:
+            scale, shift = _affine(norm)
+            weight = self.conv.weight * scale[:, None, None, None]
+            found = fuse(levels, weight, size, align_corners=align_corners, mode=mode) + shift[:, None, None]
+        activated: Tensor = self.activation(found)
+        return activated
 
     def _folds(self) -> nn.BatchNorm2d | nn.SyncBatchNorm | None:
         """The norm, if it is no more than a factor and a summand per channel, and few weights take the factor."""
@@ -139,9 +168,9 @@ def _affine(norm: nn.BatchNorm2d | nn.SyncBatchNorm) -> tuple[Tensor, Tensor]:
     return scale, norm.bias - mean * scale
 
 
-def classifier(channels: int, classes: int) -> nn.Conv2d:
+def classifier(channels: int, logits: int) -> nn.Conv2d:
     """The last layer of a head, a kernel of 1 with weights of deviation 0.01."""
-    layer = nn.Conv2d(channels, classes, 1)
+    layer = nn.Conv2d(channels, logits, 1)
     nn.init.normal_(layer.weight, std=0.01)
     nn.init.zeros_(layer.bias if layer.bias is not None else torch.empty(0))
     return layer
@@ -157,7 +186,7 @@ class ConvBody(nn.Module):
         kernel: Side of their kernels.
         dilation: Positions from tap to tap; the joining convolution has none.
         joined: Whether the input is joined to what came of it.
-        norm: See :class:`ConvNormAct`.
+        after: See :class:`ConvNormAct`.
 
     Source: Long et al. 2015, "Fully Convolutional Networks", as mmsegmentation's ``FCNHead`` has it.
     """
@@ -171,14 +200,14 @@ class ConvBody(nn.Module):
         kernel: int = 3,
         dilation: int = 1,
         joined: bool = False,
-        norm: NormKind = BATCH,
+        after: NormAct = DEFAULT,
     ) -> None:
         super().__init__()
         widths = [channels] + [filters] * convs
         self.convs = nn.ModuleList(
-            ConvNormAct(before, after, kernel, dilation=dilation, norm=norm) for before, after in pairwise(widths)
+            ConvNormAct(width, wanted, kernel, dilation=dilation, after=after) for width, wanted in pairwise(widths)
         )
-        self.join = ConvNormAct(channels + filters, filters, kernel, norm=norm) if joined else None
+        self.join = ConvNormAct(channels + filters, filters, kernel, after=after) if joined else None
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, h, w] to [B, F, h, w]."""
@@ -194,17 +223,17 @@ class AuxiliaryHead(nn.Module):
     Args:
         body: What comes before the classifier.
         filters: Channels that it gives.
-        classes: Number of classes.
+        logits: How many of them a position has.
         dropout: Share of channels dropped before the classifier.
     """
 
-    def __init__(self, body: nn.Module, filters: int, classes: int, dropout: float) -> None:
+    def __init__(self, body: nn.Module, filters: int, logits: int, dropout: float) -> None:
         super().__init__()
         self.body = body
         self.dropout = nn.Dropout2d(dropout)
-        self.classifier = classifier(filters, classes)
+        self.classifier = classifier(filters, logits)
 
     def forward(self, level: Tensor) -> Tensor:
-        """[B, C, h, w] to logits, [B, classes, h, w]."""
+        """[B, C, h, w] to [B, logits, h, w]."""
         logits: Tensor = self.classifier(self.dropout(self.body(level)))
         return logits

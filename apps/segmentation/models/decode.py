@@ -8,6 +8,7 @@ Shape legend: B batch, C classes, h x w map, H x W labels.
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Sequence
 
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from apps.segmentation.losses import cross_entropy, dice, hardest, resize
-from apps.segmentation.models.blocks import AuxiliaryHead, ConvBody, NormKind, classifier
+from apps.segmentation.models.blocks import AuxiliaryHead, ConvBody, NormAct, classifier
 from apps.segmentation.models.head import PixelHead, PixelOutput, Size, Targets
 from apps.segmentation.models.info import HeadInfo
 from apps.segmentation.models.pixel_config import PixelHeadConfig
@@ -35,10 +36,10 @@ class DecodeHead(PixelHead):
         literal: Compute as the papers say, rather than in the equal form that takes less; for comparisons.
         chosen: Levels that are read, counted from 0.
         in_channels: Their channels.
-        norm: The norm after convolutions.
+        after: Norm and activation after convolutions.
 
     Raises:
-        ConfigError: A level that the backbone does not give.
+        ConfigError: A level that the backbone does not give, or a single logit for other than two classes.
     """
 
     literal = False
@@ -48,17 +49,18 @@ class DecodeHead(PixelHead):
         super().__init__(info)
         count = len(info.channels)
         self.config = config
-        self.norm = NormKind(config.norm, config.groups)
+        self.after = NormAct(config.norm, config.groups, config.norm_eps, config.norm_momentum, config.activation)
         self.chosen = chosen_levels("in_levels", levels, count)
         self.in_channels = [info.channels[level] for level in self.chosen]
         self.dropout = nn.Dropout2d(config.dropout)
-        self.classifier = classifier(channels, info.classes)
+        logits = _logits(config, info)
+        self.classifier = classifier(channels, logits)
         self.auxiliary: AuxiliaryHead | None = None
         self.auxiliary_level = max(-count, min(config.auxiliary_level, count - 1)) % count
         if config.auxiliary_weight:
             width = config.auxiliary_channels
-            body = ConvBody(info.channels[self.auxiliary_level], width, config.auxiliary_convs, norm=self.norm)
-            self.auxiliary = AuxiliaryHead(body, width, info.classes, config.dropout)
+            body = ConvBody(info.channels[self.auxiliary_level], width, config.auxiliary_convs, after=self.after)
+            self.auxiliary = AuxiliaryHead(body, width, logits, config.dropout)
         weights = torch.tensor(info.weights) if info.weights else None
         self.register_buffer("class_weights", weights, persistent=False)
 
@@ -85,8 +87,13 @@ class DecodeHead(PixelHead):
         """The chosen levels to features before dropout and classifier, [B, channels, h, w] of the first level."""
 
     def class_scores(self, output: PixelOutput, size: Size) -> Tensor:
-        """Logits, bilinearly resized."""
-        return resize(output.logits, size, self.config.align_corners)
+        """Logits of all classes, bilinearly resized."""
+        return self.per_class(resize(output.logits, size, self.config.align_corners))
+
+    def per_class(self, logits: Tensor) -> Tensor:
+        """What the classifier gave, [B, 1 or C, h, w], as logits of all classes, [B, C, h, w]."""
+        threshold = self.config.binary_threshold
+        return two_classes(logits, threshold) if threshold else logits
 
     def loss(self, output: PixelOutput, targets: Targets) -> dict[str, Tensor]:
         """Cross entropy and Dice loss at the resolution of the labels, and those of the second head.
@@ -101,9 +108,14 @@ class DecodeHead(PixelHead):
         return {"loss": torch.stack(list(parts.values())).sum(), **parts}
 
     def pixel_losses(self, logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """Weighted losses of one map of logits, [B, C, h, w], with labels [B, H, W]."""
+        """Weighted losses of one map of logits, [B, C, h, w], with labels [B, H, W].
+
+        Of a single logit the cross entropy of two classes is the binary one, and a Dice loss of sigmoids is that of
+        class 1.
+        """
         config = self.config
-        logits = resize(logits, (labels.shape[-2], labels.shape[-1]), config.align_corners)
+        single = resize(logits, (labels.shape[-2], labels.shape[-1]), config.align_corners)
+        logits = two_classes(single) if config.binary_threshold else single
         parts = {}
         if config.cross_entropy_weight:
             hard = labels
@@ -114,8 +126,33 @@ class DecodeHead(PixelHead):
             )
             parts["ce"] = mean * config.cross_entropy_weight
         if config.dice_weight:
-            parts["dice"] = dice(logits, labels, activation=config.dice_activation) * config.dice_weight
+            rated = single if config.dice_activation == "sigmoid" else logits
+            parts["dice"] = dice(rated, labels, activation=config.dice_activation) * config.dice_weight
         return parts
+
+
+def _logits(config: PixelHeadConfig, info: HeadInfo) -> int:
+    """How many logits a pixel has."""
+    if not config.binary_threshold:
+        return info.classes
+    if info.classes != 2:
+        raise ConfigError(
+            f"binary_threshold={config.binary_threshold:g} means one logit for two classes, but the data have "
+            f"{info.classes}",
+            mend="Set binary_threshold=0",
+        )
+    return 1
+
+
+def two_classes(logit: Tensor, threshold: float = 0.5) -> Tensor:
+    """Logits of two classes from that of class 1, [B, 1, h, w] to [B, 2, h, w].
+
+    Args:
+        logit: Of class 1.
+        threshold: Probability of class 1 at which the two are equal.
+    """
+    moved = logit - math.log(threshold / (1 - threshold))
+    return torch.cat([torch.zeros_like(moved), moved], dim=1)
 
 
 def chosen_levels(option: str, wanted: Sequence[int], count: int) -> tuple[int, ...]:

@@ -48,7 +48,7 @@ class FCNHead(DecodeHead):
             kernel=config.kernel,
             dilation=config.dilation,
             joined=config.joined,
-            norm=self.norm,
+            after=self.after,
         )
 
     def fuse(self, levels: list[Tensor]) -> Tensor:

@@ -1,6 +1,6 @@
 """A convolution over levels that are resized to one size and joined, computed where each level is small.
 
-Both a convolution and bilinear resizing are linear, so the convolution over joined levels is a sum over levels. One
+Both a convolution and resizing are linear, so the convolution over joined levels is a sum over levels. One
 with a kernel of 1 mixes channels only and changes places with resizing: the level is mixed at its own resolution. A
 larger kernel is a sum over its taps, each a kernel of 1 on the resized level moved by a position, so the taps are mixed
 at the level's own resolution, too, and resized, moved and summed by two small matrices, one per axis. Beyond the border
@@ -15,6 +15,7 @@ Shape legend: B batch, C channels of a level, F filters, k kernel, h x w level, 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -23,20 +24,27 @@ from torch import Tensor
 from backbones.attention.dispatch import eager
 
 Size = tuple[int, int]
+Mode = Literal["bilinear", "bicubic"]
 
 MATRIX_COST = 2
 """What a multiply-add of the matrices that resize costs, in those of convolutions; measured on a CPU."""
 
 
-def resized(level: Tensor, size: Size, align_corners: bool = False) -> Tensor:
-    """A level bilinearly resized, [B, C, h, w] to [B, C, *size]; itself where it has that size."""
+def resized(level: Tensor, size: Size, align_corners: bool = False, mode: Mode = "bilinear") -> Tensor:
+    """A level resized, [B, C, h, w] to [B, C, *size]; itself where it has that size."""
     if level.shape[-2:] == tuple(size):
         return level
-    return F.interpolate(level, size=size, mode="bilinear", align_corners=align_corners)
+    return F.interpolate(level, size=size, mode=mode, align_corners=align_corners)
 
 
 def fuse(
-    levels: Sequence[Tensor], weight: Tensor, size: Size, *, align_corners: bool = False, literal: bool = False
+    levels: Sequence[Tensor],
+    weight: Tensor,
+    size: Size,
+    *,
+    align_corners: bool = False,
+    mode: Mode = "bilinear",
+    literal: bool = False,
 ) -> Tensor:
     """Convolve levels that are resized to one size and joined along their channels.
 
@@ -45,6 +53,7 @@ def fuse(
         weight: Filters over all channels in the order of the levels, [F, sum of C_i, k, k], k odd.
         size: Height and width of the result.
         align_corners: See :func:`torch.nn.functional.interpolate`.
+        mode: How levels are resized.
         literal: Resize, join and convolve as it says.
 
     Returns:
@@ -52,25 +61,25 @@ def fuse(
     """
     padding = weight.shape[-1] // 2
     if literal:
-        joined = torch.cat([resized(level, size, align_corners) for level in levels], dim=1)
+        joined = torch.cat([resized(level, size, align_corners, mode) for level in levels], dim=1)
         return F.conv2d(joined, weight, padding=padding)
     filters = weight.split([level.shape[1] for level in levels], dim=1)
-    parts = [_level(level, own, size, align_corners) for level, own in zip(levels, filters, strict=True)]
+    parts = [_level(level, own, size, align_corners, mode) for level, own in zip(levels, filters, strict=True)]
     total = parts[0]
     for part in parts[1:]:
         total = total + part
     return total
 
 
-def _level(level: Tensor, weight: Tensor, size: Size, align_corners: bool) -> Tensor:
+def _level(level: Tensor, weight: Tensor, size: Size, align_corners: bool, mode: Mode) -> Tensor:
     """The share of one level."""
     if level.shape[-2:] == tuple(size):
         return F.conv2d(level, weight, padding=weight.shape[-1] // 2)
     if weight.shape[-1] == 1:
-        return resized(F.conv2d(level, weight), size, align_corners)
-    if _pays(level, weight, size):
+        return resized(F.conv2d(level, weight), size, align_corners, mode)
+    if mode == "bilinear" and _pays(level, weight, size):
         return _by_taps(level, weight, size, align_corners)
-    return F.conv2d(resized(level, size, align_corners), weight, padding=weight.shape[-1] // 2)
+    return F.conv2d(resized(level, size, align_corners, mode), weight, padding=weight.shape[-1] // 2)
 
 
 def _pays(level: Tensor, weight: Tensor, size: Size) -> bool:

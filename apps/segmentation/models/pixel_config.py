@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from apps.segmentation.models.upernet import UPerNetHead
 
 Norm = Literal["batch", "sync", "group", "none"]
+Activation = Literal["relu", "leaky_relu", "gelu", "silu", "none"]
 
 
 @dataclass(kw_only=True)
@@ -28,10 +29,20 @@ class PixelHeadConfig:
     """Norm after convolutions; sync takes statistics over all devices, group needs no batch."""
     groups: int = 32
     """Groups of the group norm; fewer where they do not divide the channels."""
+    norm_eps: float = 1e-5
+    """Added to variances in norms."""
+    norm_momentum: float = 0.1
+    """What a batch weighs in the running statistics of batch norms."""
+    activation: Activation = "relu"
+    """Activation after convolutions."""
     in_levels: tuple[int, ...] = ()
     """Levels of the backbone that are read, from 0 for the finest, negative ones from the end; empty for all."""
     align_corners: bool = False
     """Resize so that the middles of corner pixels coincide, rather than the corners of images."""
+    binary_threshold: float = 0.0
+    """For two classes: one logit per pixel, that of class 1, which is chosen where its probability is above this
+    (mmsegmentation's default is 0.3); predicted probabilities are moved so that this is one half. 0 for a logit per
+    class."""
     auxiliary_weight: float = 0.4
     """Factor of the loss of a second head on one level; 0 for no such head."""
     auxiliary_level: int = -2
@@ -62,7 +73,11 @@ class PixelHeadConfig:
                 yield f"{name}={getattr(self, name)} must be 1 or more"
         if self.auxiliary_convs < 0:
             yield f"auxiliary_convs={self.auxiliary_convs} must be 0 or more"
-        for name in ("dropout", "label_smoothing"):
+        if self.norm_eps <= 0:
+            yield f"norm_eps={self.norm_eps:g} must be above 0"
+        if not 0 < self.norm_momentum <= 1:
+            yield f"norm_momentum={self.norm_momentum:g} must be above 0 and at most 1"
+        for name in ("dropout", "label_smoothing", "binary_threshold"):
             if not 0 <= getattr(self, name) < 1:
                 yield f"{name}={getattr(self, name):g} must be from 0 to below 1"
         for name in ("auxiliary_weight", "cross_entropy_weight", "dice_weight"):
@@ -104,6 +119,8 @@ class SegFormerConfig(PixelHeadConfig):
     """Width of the head."""
     auxiliary_weight: float = 0.0
     """Factor of the loss of a second head on one level; 0 for no such head."""
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    """How levels are brought to the size of the finest one."""
 
     def build(self, info: HeadInfo) -> SegFormerHead:
         """The head for a backbone and classes."""

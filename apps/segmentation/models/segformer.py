@@ -24,6 +24,8 @@ from apps.segmentation.models.pixel_config import SegFormerConfig
 class SegFormerHead(DecodeHead):
     """SegFormer's head on the levels of any backbone.
 
+    The last convolution has a ReLU whatever activation is chosen, as in mmsegmentation.
+
     Args:
         config: Options.
         info: Sizes of backbone and data.
@@ -32,16 +34,21 @@ class SegFormerHead(DecodeHead):
         ConfigError: A level that the backbone does not give.
     """
 
+    config: SegFormerConfig
+
     def __init__(self, config: SegFormerConfig, info: HeadInfo) -> None:
         width = config.channels
         super().__init__(config, info, config.in_levels or range(len(info.channels)), width)
-        norm = self.norm
-        self.laterals = nn.ModuleList(ConvNormAct(channels, width, norm=norm) for channels in self.in_channels)
-        self.fusion = ConvNormAct(width * len(self.in_channels), width, norm=norm)
+        after = self.after
+        self.laterals = nn.ModuleList(ConvNormAct(channels, width, after=after) for channels in self.in_channels)
+        self.fusion = ConvNormAct(width * len(self.in_channels), width, after=after._replace(activation="relu"))
 
     def fuse(self, levels: list[Tensor]) -> Tensor:
         """The chosen levels, fine to coarse, to [B, D, h, w]."""
         mixed = [lateral(level) for lateral, level in zip(self.laterals, levels, strict=True)]
         size = (levels[0].shape[-2], levels[0].shape[-1])
-        joined: Tensor = self.fusion.fuse(mixed, size, align_corners=self.config.align_corners, literal=self.literal)
+        config = self.config
+        joined: Tensor = self.fusion.fuse(
+            mixed, size, align_corners=config.align_corners, mode=config.interpolation, literal=self.literal
+        )
         return joined

@@ -53,12 +53,12 @@ class UNetHead(DecodeHead):
         widths = [min(config.channels << level, config.widest) for level in range(len(self.chosen))]
         widths[0] = config.channels
         strides = [info.strides[level] for level in self.chosen]
-        self.bottom = ConvBody(self.in_channels[-1], widths[-1], config.convs, norm=self.norm)
+        self.bottom = ConvBody(self.in_channels[-1], widths[-1], config.convs, after=self.after)
         self.ups, self.joins = nn.ModuleList(), nn.ModuleList()
         for level in reversed(range(len(widths) - 1)):
             coarse, fine, width = widths[level + 1], self.in_channels[level], widths[level]
             self.ups.append(self._up(coarse, fine, width, -(-strides[level + 1] // strides[level])))
-            self.joins.append(ConvBody(width + fine, width, config.convs, norm=self.norm))
+            self.joins.append(ConvBody(width + fine, width, config.convs, after=self.after))
 
     def _up(self, coarse: int, fine: int, width: int, ratio: int) -> nn.Module:
         config = self.config
@@ -66,7 +66,7 @@ class UNetHead(DecodeHead):
             return WindowUpsample(
                 coarse, fine, width, ratio, window=config.window, heads=config.heads, corners=config.align_corners
             )
-        return Upsample(ConvNormAct(coarse, width, norm=self.norm), config.align_corners)
+        return Upsample(ConvNormAct(coarse, width, after=self.after), config.align_corners)
 
     def fuse(self, levels: list[Tensor]) -> Tensor:
         """The chosen levels, fine to coarse, to [B, D, H, W] of the finest."""

@@ -41,14 +41,14 @@ class UPerNetHead(DecodeHead):
     def __init__(self, config: UPerNetConfig, info: HeadInfo) -> None:
         width = config.channels
         super().__init__(config, info, config.in_levels or range(len(info.channels)), width)
-        norm = self.norm
+        after = self.after
         *finer, coarsest = self.in_channels
         self.scales = config.pool_scales
-        self.pools = nn.ModuleList(ConvNormAct(coarsest, width, norm=norm) for _ in self.scales)
-        self.context = ConvNormAct(coarsest + width * len(self.scales), width, 3, norm=norm)
-        self.laterals = nn.ModuleList(ConvNormAct(channels, width, norm=norm) for channels in finer)
-        self.smooths = nn.ModuleList(ConvNormAct(width, width, 3, norm=norm) for _ in finer)
-        self.fusion = ConvNormAct(width * (len(finer) + 1), width, 3, norm=norm)
+        self.pools = nn.ModuleList(ConvNormAct(coarsest, width, after=after) for _ in self.scales)
+        self.context = ConvNormAct(coarsest + width * len(self.scales), width, 3, after=after)
+        self.laterals = nn.ModuleList(ConvNormAct(channels, width, after=after) for channels in finer)
+        self.smooths = nn.ModuleList(ConvNormAct(width, width, 3, after=after) for _ in finer)
+        self.fusion = ConvNormAct(width * (len(finer) + 1), width, 3, after=after)
 
     def fuse(self, levels: list[Tensor]) -> Tensor:
         """The chosen levels, fine to coarse, to [B, D, h, w]."""
@@ -66,8 +66,8 @@ class UPerNetHead(DecodeHead):
     def _pooled(self, level: Tensor) -> Tensor:
         """A level with what it is on average, over parts of it of several sizes."""
         pooled = [conv(pool(level, scale)) for conv, scale in zip(self.pools, self.scales, strict=True)]
-        options = {"align_corners": self.config.align_corners, "literal": self.literal}
-        found: Tensor = self.context.fuse([level, *pooled], _size(level), **options)
+        corners = self.config.align_corners
+        found: Tensor = self.context.fuse([level, *pooled], _size(level), align_corners=corners, literal=self.literal)
         return found
 
 

@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from apps.segmentation.models.blocks import BatchNorm, ConvNormAct, NormKind
+from apps.segmentation.losses import dice
+from apps.segmentation.models.blocks import BatchNorm, ConvNormAct, NormAct
 from apps.segmentation.models.config import HEADS
 from apps.segmentation.models.decode import DecodeHead
 from apps.segmentation.models.fusion import fuse
@@ -122,6 +123,29 @@ def test_a_folded_norm_is_the_norm() -> None:
     randomised(block).eval()
     x = torch.randn(2, 6, 5, 4)
     torch.testing.assert_close(block(x), F.relu(block.norm(block.conv(x))), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("corners", [False, True])
+def test_levels_are_fused_bicubically_as_if_resized_and_joined(corners: bool, training: bool) -> None:
+    config = SegFormerConfig(channels=8, interpolation="bicubic", dropout=0.0, align_corners=corners)
+    head = randomised(build(config)).double().train(training)
+    literal = copy.deepcopy(head)
+    literal.literal = True  # type: ignore[assignment]
+    levels = [level.double() for level in pyramid()]
+    found = head(levels, (65, 47)).logits
+    torch.testing.assert_close(found, literal(levels, (65, 47)).logits)
+    mixed = [lateral(level) for lateral, level in zip(literal.laterals, levels, strict=True)]  # type: ignore[arg-type]
+    size = levels[0].shape[2:]
+    alike = [F.interpolate(m, size=size, mode="bicubic", align_corners=corners) for m in mixed[1:]]
+    joined = torch.cat([mixed[0], *alike], 1)
+    torch.testing.assert_close(found, literal.classifier(literal.fusion(joined)))  # type: ignore[operator]
+
+
+def test_a_wide_kernel_over_bicubic_levels() -> None:
+    level, weight = torch.randn(1, 512, 6, 5, dtype=torch.float64), torch.randn(2, 512, 3, 3, dtype=torch.float64)
+    expected = F.conv2d(F.interpolate(level, size=(24, 19), mode="bicubic"), weight, padding=1)
+    torch.testing.assert_close(fuse([level], weight, (24, 19), mode="bicubic"), expected)
 
 
 def test_taps_are_taken_where_they_pay(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -249,13 +273,46 @@ def test_a_norm_of_single_values_uses_its_running_statistics() -> None:
 
 
 def test_norms() -> None:
-    assert isinstance(NormKind("group", 4).build(6), nn.GroupNorm)
-    assert NormKind("group", 4).build(6).num_groups == 2
-    assert ConvNormAct(2, 4, norm=NormKind("none")).conv.bias is not None
+    assert isinstance(NormAct("group", 4).build(6), nn.GroupNorm)
+    assert NormAct("group", 4).build(6).num_groups == 2
+    assert ConvNormAct(2, 4, after=NormAct("none")).conv.bias is not None
     assert ConvNormAct(2, 4).conv.bias is None
-    synced = NormKind("sync").build(4).train()
+    synced = NormAct("sync").build(4).train()
     synced(torch.randn(1, 4, 1, 1))
     assert synced(torch.randn(2, 4, 3, 3)).shape == (2, 4, 3, 3)
+
+
+@pytest.mark.parametrize("name", ["upernet", "segformer", "fcn", "unet"])
+def test_options_of_norms_and_activations_reach_every_block(name: str) -> None:
+    for norm in ("batch", "sync", "group"):
+        values = {"norm": norm, "groups": 4, "norm_eps": 0.01, "norm_momentum": 0.3, "activation": "gelu"}
+        head = build(_replaced(CONFIGS[name], **values))
+        norms = [m for m in head.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm | nn.GroupNorm)]
+        assert norms and {norm.eps for norm in norms} == {0.01}
+        assert norm == "group" or {norm.momentum for norm in norms} == {0.3}
+        blocks = [m for m in head.modules() if isinstance(m, ConvNormAct)]
+        other = [block for block in blocks if not isinstance(block.activation, nn.GELU)]
+        assert other == ([head.fusion] if name == "segformer" else [])  # as in mmsegmentation
+
+
+@pytest.mark.parametrize(
+    ("name", "function"),
+    [
+        ("leaky_relu", F.leaky_relu),
+        ("gelu", F.gelu),
+        ("silu", F.silu),
+        ("relu", F.relu),
+        ("none", lambda x: x),
+    ],
+)
+def test_activations(name: Any, function: Any) -> None:
+    x = torch.randn(2, 6, 5, 4)
+    for norm in ("batch", "group"):
+        block = ConvNormAct(6, 8, after=NormAct(norm, 4, 0.1, activation=name))
+        randomised(block).eval()
+        expected = function(block.norm(block.conv(x)))
+        torch.testing.assert_close(block(x), expected, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(block.fuse([x], (5, 4)), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_window_upsampling_reads_the_window_in_the_same_place() -> None:
@@ -294,6 +351,53 @@ def test_class_weights_of_the_data_and_hard_pixels_count() -> None:
     )
 
 
+# -- a single logit for two classes -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("threshold", [0.3, 0.5, 0.8])
+def test_a_single_logit_gives_two_classes(threshold: float) -> None:
+    head = build(_replaced(CONFIGS["segformer"], binary_threshold=threshold), classes=2).eval()
+    output = head(pyramid(), (65, 47))
+    assert output.logits.shape == (2, 1, 17, 12)
+    output = PixelOutput(output.logits * 100 + 0.3)
+    logits = F.interpolate(output.logits, size=(65, 47), mode="bilinear")
+    scores = head.class_scores(output, (65, 47))
+    above = logits[:, 0].sigmoid() > threshold
+    assert 0 < above.sum() < above.numel() and torch.equal(scores.argmax(1) == 1, above)
+    if threshold == 0.5:
+        torch.testing.assert_close(head.probabilities(scores)[:, 1:], logits.sigmoid())
+
+
+def test_losses_of_a_single_logit_are_binary() -> None:
+    logits, labels = torch.randn(2, 1, 8, 8), torch.randint(0, 2, (2, 8, 8))
+    labels[:, :2] = IGNORED
+    valid, targets = labels != IGNORED, Targets(labels, [])
+    each = F.binary_cross_entropy_with_logits(logits[:, 0], (labels == 1).float(), reduction="none")
+    config = _replaced(CONFIGS["segformer"], binary_threshold=0.3, dice_weight=2.0, dice_activation="sigmoid")
+    losses = build(config, classes=2).loss(PixelOutput(logits), targets)
+    torch.testing.assert_close(losses["ce"], each[valid].mean())
+    torch.testing.assert_close(losses["dice"], 2 * dice(logits, labels, activation="sigmoid"))
+    weighted = build(config, classes=2, weights=(0.5, 3.0)).loss(PixelOutput(logits), targets)
+    weights = torch.tensor([0.5, 3.0])[labels[valid]]
+    torch.testing.assert_close(weighted["ce"], (weights * each[valid]).sum() / weights.sum())
+    softmax = build(_replaced(config, dice_activation="softmax"), classes=2).loss(PixelOutput(logits), targets)
+    chances = torch.cat([-logits, torch.zeros_like(logits)], 1)
+    torch.testing.assert_close(softmax["dice"], 2 * dice(chances, labels))
+
+
+def test_a_binary_checkpoint_fills_both_heads() -> None:
+    config = _replaced(CONFIGS["upernet"], binary_threshold=0.3)
+    head = build(config, classes=2)
+    official = official_upernet(outputs=1)
+    assert load_official(head, official, HEAD_KEYMAPS["upernet"]).fits
+    assert torch.equal(head.classifier.weight, official["decode_head.conv_seg.weight"])
+    losses = head.train().loss(head(pyramid(), (65, 47)), Targets(torch.randint(0, 2, (2, 65, 47)), []))
+    losses["loss"].backward()
+    assert set(losses) == {"loss", "ce", "aux"} and head.classifier.weight.grad is not None
+    with pytest.raises(ConfigError, match=r"binary_threshold=0\.3 .* two classes, but the data have 5.*Set"):
+        build(config)
+
+
 # -- what is refused --------------------------------------------------------------------------------------------------
 
 
@@ -304,6 +408,9 @@ def test_class_weights_of_the_data_and_hard_pixels_count() -> None:
         (UPerNetConfig(pool_scales=(0, 2)), "pool_scales"),
         (UPerNetConfig(in_levels=(1, 1)), "twice"),
         (SegFormerConfig(dropout=1.0), "dropout=1"),
+        (SegFormerConfig(binary_threshold=1.0), "binary_threshold=1"),
+        (SegFormerConfig(norm_eps=0.0), "norm_eps=0"),
+        (SegFormerConfig(norm_momentum=0.0), "norm_momentum=0"),
         (SegFormerConfig(cross_entropy_weight=0), "leave no loss"),
         (SegFormerConfig(hard_threshold=2), "hard_threshold"),
         (FCNConfig(kernel=2), "kernel=2"),
@@ -337,7 +444,7 @@ def test_levels_that_do_not_fit() -> None:
 # -- official names ---------------------------------------------------------------------------------------------------
 
 
-def official_upernet(width: int = 8) -> dict[str, Tensor]:
+def official_upernet(width: int = 8, outputs: int = 5) -> dict[str, Tensor]:
     """Names and shapes of a checkpoint of mmsegmentation, its second head included."""
 
     def block(name: str, channels: int, kernel: int) -> dict[str, Tensor]:
@@ -353,7 +460,8 @@ def official_upernet(width: int = 8) -> dict[str, Tensor]:
         found |= block(f"decode_head.fpn_convs.{index}", width, 3)
     found |= block("auxiliary_head.convs.0", CHANNELS[2], 3)
     for part in ("decode_head", "auxiliary_head"):
-        found |= {f"{part}.conv_seg.weight": torch.randn(5, width, 1, 1), f"{part}.conv_seg.bias": torch.randn(5)}
+        found[f"{part}.conv_seg.weight"] = torch.randn(outputs, width, 1, 1)
+        found[f"{part}.conv_seg.bias"] = torch.randn(outputs)
     return found
 
 
