@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
+
+from graftwork.names import unknown
 
 
 def of_area(area: str) -> Mapping[str, Callable[[Any], Any]] | None:
@@ -24,3 +26,14 @@ def find(area: str, system: str, part: str = "") -> Callable[[Any], Any] | None:
     """The adapter for a part of a system, or for the system; None if there is none."""
     adapters = of_area(area) or {}
     return adapters.get(f"{system}/{part}") or adapters.get(system)
+
+
+def refuse_unknown(official: Mapping[str, Any], known: Collection[str], where: str) -> None:
+    """Fail at a hyper-parameter that an adapter would pass over.
+
+    Raises:
+        ConfigError: One that is not known; the message names the nearest that are.
+    """
+    for name in official:
+        if name not in known:
+            raise unknown("option", name, known, where)

@@ -11,47 +11,116 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from apps.segmentation.confusion import ConfusionCounts, class_areas, class_scores, pixel_accuracy
-from apps.segmentation.losses import Average, binary_cross_entropy, cross_entropy, dice, hardest, resize
+from apps.segmentation.losses import resize
 from apps.segmentation.models.decode import DecodeHead
+from apps.segmentation.models.head import Size
 from apps.segmentation.models.info import HeadInfo
 from apps.segmentation.models.pixel_config import FCNConfig, PixelHeadConfig, SegFormerConfig, UPerNetConfig
 from apps.segmentation.windows import slide
 from checkpoints.keymap import load_official
 from checkpoints.official.segmentation import HEAD_KEYMAPS
-from datamodules.segmentation.info import IGNORED
+from graftwork.errors import ConfigError
+from tests.parity.adapters import refuse_unknown
+from tests.parity.adapters.segmentation_pixel_losses import losses
 from tests.parity.case import Case
 from tests.parity.recording import Tap, record
 
-NORMS = {"BN": "batch", "BN2d": "batch", "SyncBN": "sync", "GN": "group"}
-"""Official kinds of norms to ours."""
-
 STRIDES = (4, 8, 16, 32, 64)
+
+SHARED_KEYS = (
+    *("type", "in_channels", "in_index", "input_transform", "channels", "num_classes", "out_channels", "threshold"),
+    *("dropout_ratio", "conv_cfg", "norm_cfg", "act_cfg", "align_corners"),
+    *("ignore_index", "loss_decode", "sampler"),
+    "init_cfg",  # weights are given
+)
+
+NORMS = {"BN": "batch", "BN2d": "batch", "SyncBN": "sync", "GN": "group", "IN": "group", "IN2d": "group"}
+"""Official kinds of norms to ours; an instance norm is a group norm with a group for each channel."""
+
+NORM_KEYS = ("type", "requires_grad", "eps", "momentum", "affine", "track_running_stats")
+
+ACTIVATIONS = {"ReLU": "relu", "LeakyReLU": "leaky_relu", "GELU": "gelu", "SiLU": "silu", "Swish": "silu"}
+"""Official kinds of activations to ours."""
 
 
 def shared_options(official: Mapping[str, Any]) -> dict[str, Any]:
     """What all heads have."""
-    norm = official.get("norm_cfg")
-    groups = {"groups": norm["num_groups"]} if norm and "num_groups" in norm else {}
+    if (official.get("conv_cfg") or {"type": "Conv2d"}) not in ({"type": "Conv2d"}, {"type": "Conv"}):
+        raise ConfigError(f"no such convolution here: {official['conv_cfg']}", "conv_cfg", "Use Conv2d")
     return {
         "channels": official["channels"],
         "dropout": official.get("dropout_ratio", 0.1),
-        "norm": NORMS[norm["type"]] if norm else "none",
+        "activation": _activation(official)[0],
         "align_corners": official.get("align_corners", False),
         "auxiliary_weight": 0.0,
-        **groups,
+        "binary_threshold": _threshold(official),
+        **_norm(official),
     }
 
 
+def _norm(official: Mapping[str, Any]) -> dict[str, Any]:
+    norm = official.get("norm_cfg")
+    if norm is None:
+        return {"norm": "none"}
+    kind = norm["type"]
+    if kind not in NORMS:
+        raise ConfigError(f"no such norm here: {kind}", "norm_cfg.type", f"Known: {', '.join(NORMS)}")
+    grouped, single = kind == "GN", kind.startswith("IN")
+    refuse_unknown(norm, (*NORM_KEYS, "num_groups") if grouped else NORM_KEYS, "norm_cfg")
+    if norm.get("track_running_stats", not single) == single:
+        raise ConfigError(f"{kind} is here with its default alone", "norm_cfg.track_running_stats", "Leave it out")
+    options = {"norm": NORMS[kind], "norm_eps": norm.get("eps", 1e-5), "norm_momentum": norm.get("momentum", 0.1)}
+    return {**options, "groups": norm["num_groups"] if grouped else official["channels"]}
+
+
+def _is_affine(official: Mapping[str, Any]) -> bool:
+    """Whether norms have weights."""
+    norm = official.get("norm_cfg") or {"type": ""}
+    return bool(norm.get("affine", not norm["type"].startswith("IN")))
+
+
+def _activation(official: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Our name of the activation, and its own options."""
+    stated = official.get("act_cfg", {"type": "ReLU"})
+    if stated is None:
+        return "none", {}
+    kind = stated["type"]
+    if kind not in ACTIVATIONS:
+        raise ConfigError(f"no such activation here: {kind}", "act_cfg.type", f"Known: {', '.join(ACTIVATIONS)}")
+    own = ("negative_slope",) if kind == "LeakyReLU" else ()
+    refuse_unknown(stated, ("type", "inplace", *own), "act_cfg")
+    return ACTIVATIONS[kind], {name: stated[name] for name in own if name in stated}
+
+
+def _outputs(official: Mapping[str, Any]) -> int:
+    """Channels of the logits."""
+    return int(official.get("out_channels") or official["num_classes"])
+
+
+def _threshold(official: Mapping[str, Any]) -> float:
+    """Of the probability of class 1, where there is a single logit."""
+    if _outputs(official) > 1:
+        return 0.0
+    stated = official.get("threshold")
+    return 0.3 if stated is None else float(stated)
+
+
 def _upernet(official: Mapping[str, Any]) -> PixelHeadConfig:
+    refuse_unknown(official, (*SHARED_KEYS, "pool_scales"), "UPerHead")
     scales = tuple(official.get("pool_scales", (1, 2, 3, 6)))
     return UPerNetConfig(in_levels=_levels(official), pool_scales=scales, **shared_options(official))
 
 
 def _segformer(official: Mapping[str, Any]) -> PixelHeadConfig:
-    return SegFormerConfig(in_levels=_levels(official), **shared_options(official))
+    refuse_unknown(official, (*SHARED_KEYS, "interpolate_mode"), "SegformerHead")
+    mode = official.get("interpolate_mode", "bilinear")
+    if mode not in ("bilinear", "bicubic"):  # others take no align_corners, which it always gives
+        raise ConfigError(f"interpolate_mode={mode} fails in SegformerHead", mend="Use bilinear or bicubic")
+    return SegFormerConfig(in_levels=_levels(official), interpolation=mode, **shared_options(official))
 
 
 def _fcn(official: Mapping[str, Any]) -> PixelHeadConfig:
+    refuse_unknown(official, (*SHARED_KEYS, "num_convs", "kernel_size", "concat_input", "dilation"), "FCNHead")
     return FCNConfig(
         in_levels=_levels(official),
         convs=official.get("num_convs", 2),
@@ -76,69 +145,22 @@ def _levels(official: Mapping[str, Any]) -> tuple[int, ...]:
 
 
 def head_of(official: Mapping[str, Any], weights: Mapping[str, Tensor], channels: list[int]) -> DecodeHead:
-    """The head with its weights, for levels of these channels."""
+    """The head with its weights, for levels of these channels.
+
+    Raises:
+        ConfigError: An option that is unknown or cannot be expressed.
+    """
     name, configure = CONFIGS[official["type"]]
-    classes = official.get("out_channels") or official["num_classes"]
-    info = HeadInfo(channels=tuple(channels), strides=STRIDES[: len(channels)], classes=classes)
+    info = HeadInfo(channels=tuple(channels), strides=STRIDES[: len(channels)], classes=max(2, _outputs(official)))
     head: DecodeHead = configure(official).build(info)  # type: ignore[attr-defined]
+    for layer in head.modules():
+        if isinstance(layer, nn.LeakyReLU):
+            layer.negative_slope = _activation(official)[1].get("negative_slope", layer.negative_slope)
+    weights = {key.replace(".in.", ".gn."): value for key, value in weights.items()}
+    if not _is_affine(official):  # ours are 1 and 0 then
+        weights |= {k: v for k, v in head.state_dict().items() if k.endswith((".norm.weight", ".norm.bias"))}
     load_official(head, weights, HEAD_KEYMAPS[name])
     return head.eval()
-
-
-def losses(official: Mapping[str, Any], logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
-    """Losses of a head and its accuracy, by their official names; labels are [B, H, W]."""
-    logits = resize(logits, (labels.shape[-2], labels.shape[-1]), official.get("align_corners", False))
-    stated = official.get("loss_decode") or {"type": "CrossEntropyLoss"}
-    found: dict[str, Tensor] = {}
-    sampler = official.get("sampler")
-    for one in stated if isinstance(stated, list) else [stated]:
-        name, value = _loss(one, sampler, logits, labels)
-        found[name] = found[name] + value if name in found else value
-    return {**found, "acc_seg": accuracy(logits, labels)}
-
-
-def _loss(
-    official: Mapping[str, Any], sampler: Mapping[str, Any] | None, logits: Tensor, labels: Tensor
-) -> tuple[str, Tensor]:
-    weight, kind = official.get("loss_weight", 1.0), official["type"]
-    if kind == "DiceLoss":
-        value = dice(
-            logits,
-            labels,
-            activation="sigmoid" if official.get("use_sigmoid", True) else "softmax",
-            squared=not official.get("naive_dice", False),
-            eps=official.get("eps", 1e-3),
-        )
-        return official.get("loss_name", "loss_dice"), value * weight
-    if kind != "CrossEntropyLoss":
-        raise ValueError(f"no such loss here: {kind}")
-    average: Average = "valid" if official.get("avg_non_ignore", False) else "all"
-    weights = official.get("class_weight")
-    factors = None if weights is None else torch.tensor(weights)
-    if official.get("use_sigmoid", False):
-        value = binary_cross_entropy(logits, labels, weights=factors, average=average)
-    else:
-        value = _sampled(sampler, logits, labels, factors, average)
-    return official.get("loss_name", "loss_ce"), value * weight
-
-
-def _sampled(
-    sampler: Mapping[str, Any] | None, logits: Tensor, labels: Tensor, weights: Tensor | None, average: Average
-) -> Tensor:
-    if sampler is None:
-        return cross_entropy(logits, labels, weights=weights, average=average)
-    options = {"threshold": sampler["thresh"], "least": sampler.get("min_kept", 100_000)}
-    kept = hardest(logits, labels, **options)
-    # the official divisor is that of all pixels, sampled or not
-    share = (kept != IGNORED).sum() / ((labels != IGNORED).sum() if average == "valid" else labels.numel())
-    return cross_entropy(logits, kept, weights=weights) * share
-
-
-def accuracy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Percent of valid pixels whose class is right, [1]."""
-    valid, eps = labels != IGNORED, torch.finfo(torch.float32).eps
-    right = ((logits.argmax(1) == labels) & valid).sum()
-    return ((right + eps) * 100.0 / (valid.sum() + eps)).reshape(1)
 
 
 def levels_of(case: Case) -> list[Tensor]:
@@ -161,10 +183,15 @@ def pixel_head(case: Case) -> dict[str, Tensor]:
     return {
         **seen,
         "logits": output.logits,
-        "predict_logits_argmax": head.class_scores(output, size).argmax(1).to(torch.uint8),
+        "predict_logits_argmax": _resized(head, output.logits, size).argmax(1).to(torch.uint8),
         **{f"loss.{name}": value for name, value in parts.items()},
         **gradients,
     }
+
+
+def _resized(head: DecodeHead, logits: Tensor, size: Size) -> Tensor:
+    """What the classifier gave, at a size."""
+    return resize(logits, size, head.config.align_corners)
 
 
 class Trunk(nn.Module):
@@ -212,7 +239,7 @@ def segmentor(case: Case) -> dict[str, Tensor]:
 
     def scores(seen: Tensor) -> Tensor:
         area = (seen.shape[-2], seen.shape[-1])
-        return head.class_scores(head(trunk(seen), area), area)
+        return _resized(head, head(trunk(seen), area).logits, area)
 
     with torch.no_grad():
         windows = slide(scores, images, case.meta["crop"], case.meta["stride"])
@@ -222,12 +249,12 @@ def segmentor(case: Case) -> dict[str, Tensor]:
         if auxiliary := case.meta.get("auxiliary"):
             second = head_of(auxiliary, _part(case, "auxiliary_head"), channels)
             outputs |= {f"loss.aux.{k}": v for k, v in losses(auxiliary, second(levels, size).logits, labels).items()}
-    prediction = windows.argmax(1)
+    prediction = head.per_class(windows).argmax(1)
     return {
         **{name: value[0] for name, value in outputs.items() if name.endswith("_logits")},
         **{name: value for name, value in outputs.items() if not name.endswith("_logits")},
         "slide_pred": prediction.to(torch.uint8),
-        **_scores(prediction, labels, windows.shape[1]),
+        **_scores(prediction, labels, decode["num_classes"]),
     }
 
 
