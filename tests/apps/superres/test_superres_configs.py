@@ -61,9 +61,22 @@ def test_demosaicing_weighs_large_errors_up():
     )
 
 
+@pytest.mark.parametrize(("scale", "steps", "lr", "halved_at"), [(2, 500, 2e-4, 250), (4, 250, 1e-4, 125)])
+def test_hat_is_trained_as_published(scale, steps, lr, halved_at):
+    found = resolve(SuperresConfig, [read_yaml(ROOT / f"configs/superres/hat_x{scale}_df2k.yaml")], {})
+    data, trainer = found.data, found.trainer
+    assert MODELS.name_of(found.model) == "hat" and data.degradation.scale == scale and data.variant == "DF2K"
+    assert (data.sub_images, data.patch, data.batch_size) == (True, 64, 32)
+    assert trainer.max_epochs * trainer.limit_train_batches == 1000 * steps and trainer.ema_decay == 0.999
+    assert (found.optim.name, found.optim.lr, tuple(found.optim.betas)) == ("adam", lr, (0.9, 0.99))
+    assert found.schedule.milestones[0] == halved_at and found.schedule.gamma == 0.5 and found.loss.kind == "l1"
+
+
 def test_the_readme_names_what_there_is():
     for file in re.findall(r"configs/\w+/\w+\.yaml", README):
         assert (ROOT / file).is_file(), file
+    for name in re.findall(r"`(\w+\.yaml)`", README):
+        assert (ROOT / "configs/superres" / name).is_file(), name
     for registry in (MODELS, DATASETS, DEGRADATIONS):
         for name in registry.names():
             assert f"`{name}`" in README, name
