@@ -10,13 +10,12 @@ m key), d channels of a head.
 
 from __future__ import annotations
 
-from functools import cache
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from apps.segmentation.models.kmax_layers import BatchNorm, affine, fixed, full, init_truncated, table
+from backbones.attention import tables
 
 LONGEST = 255
 """Positions along an axis that the tables tell apart; beyond it they are stretched."""
@@ -129,9 +128,8 @@ def relative_rows(weights: Tensor, length: int) -> Tensor:
     return F.embedding(_distances(length, weights.device) + farthest, weights)
 
 
-@cache
+@tables.table()
 def _distances(length: int, device: torch.device) -> Tensor:
     """Distance m - l at (l, m), [L, L]."""
-    with torch.inference_mode(False):
-        positions = torch.arange(length, device=device)
-        return positions[None, :] - positions[:, None]
+    positions = torch.arange(length, device=device)
+    return positions[None, :] - positions[:, None]

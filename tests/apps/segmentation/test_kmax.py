@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from apps.core.export.onnx import export_checked, formats
+from apps.core.protocols import ExportSpec
 from apps.segmentation.config import PanopticConfig
 from apps.segmentation.models.head import MaskOutput, Segments, Targets
 from apps.segmentation.models.info import HeadInfo
@@ -18,6 +21,7 @@ from apps.segmentation.models.kmax_config import KMaXConfig
 from apps.segmentation.models.kmax_decoder import Predictor
 from apps.segmentation.models.kmax_layers import BatchNorm, resize
 from apps.segmentation.models.kmax_pixel_decoder import Block
+from apps.segmentation.models.segmenter import ClassMap, Segmenter
 from backbones.attention import dispatch
 from checkpoints.keymap import load_official
 from checkpoints.official.segmentation import HEAD_KEYMAPS
@@ -415,6 +419,31 @@ def test_segments_are_learned() -> None:
 
 
 def test_the_published_configuration_is_the_default() -> None:
+class Pooled(torch.nn.Module):
+    """Images to levels, as simple as can be."""
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        return [torch.nn.functional.avg_pool2d(images, 32)]
+
+
+@pytest.mark.parametrize("form", ["pt2", pytest.param("onnx", marks=pytest.mark.slow)])
+def test_files_give_the_scores_of_classes_for_any_number_of_images(form: str, tmp_path: Path) -> None:
+    """At a size that was never computed before: nothing that tracing left may be met afterwards."""
+    if form == "onnx":
+        pytest.importorskip("onnxruntime", reason="needs the extra 'export'")
+    options = {"stage_layers": (1,), "stage_widths": (8,), "stage_blocks": ("axial",), "layers": (1,)}
+    head = lively(small((3,), (32,), **options, semantic="none")).eval()
+    size = (288, 352) if form == "onnx" else (352, 416)
+    spec = ExportSpec(
+        module=ClassMap(Segmenter(Pooled(), head)),  # type: ignore[arg-type]
+        examples=[{"images": torch.randn(images, 3, *size)} for images in (2, 1, 3)],
+        dynamic={"images": {0: "batch"}},
+        outputs=["scores"],
+    )
+    checks, path = export_checked(spec, tmp_path / f"model.{form}", formats(form), {})
+    assert all(row.ok for row in checks) and path.name == f"model.{form}"
+
+
     config = KMaXConfig()
     assert list(config.problems()) == []
     assert (config.queries, config.layers, config.stage_layers) == (128, (2, 2, 2), (1, 5, 1, 1))

@@ -113,6 +113,14 @@ def test_longer_axes_stretch_the_table() -> None:
     assert attention(torch.randn(1, 2, 1, 300)).shape == (1, 4, 1, 300)
 
 
+def test_an_export_leaves_nothing_behind() -> None:
+    """Distances of a length that was traced before it was computed."""
+    attention = AxisAttention(2, 2, 1).eval()
+    maps = torch.randn(1, 2, 1, 119)
+    program = torch.export.export(attention, (maps,), strict=False)
+    torch.testing.assert_close(program.module()(maps), attention(maps))
+
+
 def test_tables_are_not_decayed() -> None:
     attention = AxisAttention(2, 2, 1)
     assert all(table._no_weight_decay for table in (attention.query_table, attention.value_table))  # type: ignore[attr-defined]
