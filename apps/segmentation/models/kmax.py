@@ -103,6 +103,7 @@ class KMaXHead(MaskHead):
     def forward(self, levels: Sequence[Tensor], size: Size) -> MaskOutput:
         """Levels to classes and masks; outputs of the layers and of the auxiliary classifier in training alone.
 
+            least_weight=config.least_weight,
         Raises:
             ShapeError: Fewer levels than the backbone was said to have, or of other channels.
         """

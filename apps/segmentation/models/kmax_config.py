@@ -66,6 +66,8 @@ class KMaXConfig:
     """Match queries and segments once, on the final output, for the losses of all layers."""
     class_weight: float = 3.0
     """Weight of the loss of the queries' classes."""
+    least_weight: float = 1e-5
+    """Least weight of a query there, however wrong its mask; the official option is that of no object."""
     dice_weight: float = 3.0
     """Weight of the dice loss of masks."""
     mask_weight: float = 0.3
@@ -90,7 +92,7 @@ class KMaXConfig:
         for name in _COUNTS:
             if getattr(self, name) < 1:
                 yield f"{name}={getattr(self, name)} must be at least 1"
-        for name in (*_WEIGHTS, *_SAMPLING):
+        for name in (*_WEIGHTS, "least_weight", *_SAMPLING):
             if getattr(self, name) < 0:
                 yield f"{name}={getattr(self, name):g} must be 0 or more"
         for name in ("drop_path", "stage_drop_path"):

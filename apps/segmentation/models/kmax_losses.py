@@ -28,7 +28,7 @@ from apps.segmentation.models.kmax_sampling import draw_pixels, sampling_logits
 from backbones.attention.attend import without_autocast
 
 SMALLEST = 1e-5
-"""Least weight of a class in the loss, and what keeps divisions finite."""
+"""What keeps divisions finite."""
 FOUND, UNFOUND = 0.75, 0.25
 """Share of matched and of unmatched queries in the loss."""
 
@@ -48,6 +48,7 @@ class Options:
         semantic_balance: Exponent of their choice by the frequency of classes.
         share_matching: Whether the layers take the final output's matching and similarities.
         ignore_void: Whether masks are free at void pixels.
+        least_weight: Least weight of a query in the loss of classes.
     """
 
     pixel_samples: int = 4096
@@ -57,6 +58,7 @@ class Options:
     semantic_balance: float = 2.0
     share_matching: bool = True
     ignore_void: bool = True
+    least_weight: float = 1e-5
 
 
 class MapTargets(NamedTuple):
@@ -143,7 +145,7 @@ def mask_losses(
         target: Segments.
         pairs: Which query has which segment.
         weights: Factor of each class, no object last, [C + 1].
-        options: Only ``ignore_void`` counts here.
+        options: Only ``ignore_void`` and ``least_weight`` count here.
 
     Returns:
         Scalars: of classes, of the Dice coefficient, and of the cross-entropy of pixels over queries.
@@ -156,16 +158,17 @@ def mask_losses(
     dice = 1 - (2 * (found * masks).sum(1) + 1) / (found.sum(1) + masks.sum(1) + 1)
     dice_loss = (dice * pairs.class_similarity).sum() * FOUND / len(logits)
     pixels = -(log_shares[pairs.queries] * masks).sum(0)
-    return _class_loss(classes, target, pairs, weights), dice_loss, mean_of_nonzero(pixels)
+    class_loss = _class_loss(classes, target, pairs, weights, options.least_weight)
+    return class_loss, dice_loss, mean_of_nonzero(pixels)
 
 
-def _class_loss(classes: Tensor, target: MapTargets, pairs: Matched, weights: Tensor) -> Tensor:
+def _class_loss(classes: Tensor, target: MapTargets, pairs: Matched, weights: Tensor, least: float) -> Tensor:
     """Cross-entropy of queries, [N, C + 1]; an unmatched one counts as far as its mask is on void pixels."""
     labels = torch.full_like(pairs.astray, classes.shape[1] - 1, dtype=torch.long)
     labels[pairs.queries] = target.classes[pairs.segments]
     shares = torch.full_like(pairs.astray, UNFOUND)
     shares[pairs.queries] = FOUND
-    trust = pairs.astray.index_copy(0, pairs.queries, pairs.mask_similarity).clamp(min=SMALLEST)
+    trust = pairs.astray.index_copy(0, pairs.queries, pairs.mask_similarity).clamp(min=least)
     losses = F.cross_entropy(classes, labels, reduction="none")
     return mean_of_nonzero(losses * shares * trust * weights[labels])
 

@@ -226,6 +226,13 @@ def test_weights_scale_the_parts() -> None:
 
 
 def test_class_weights_count() -> None:
+def test_the_least_weight_of_a_query_is_an_option() -> None:
+    plain, firm = small(), small(least_weight=1.0)
+    output = plain.train()(levels(64, 64), (64, 64))
+    first, second = (head.loss(output, targets(64, 64), torch.Generator().manual_seed(0)) for head in (plain, firm))
+    assert second["classes"] > first["classes"] and second["dice"] == first["dice"]
+
+
     plain, weighted = small(), small(weights=(5.0, 5.0, 5.0))
     output = plain.train()(levels(64, 64), (64, 64))
     first, second = (head.loss(output, targets(64, 64), torch.Generator().manual_seed(0)) for head in (plain, weighted))
@@ -366,6 +373,7 @@ def test_wrong_options_are_named(changed: dict[str, Any], message: str) -> None:
 
 def test_several_problems_are_told_at_once() -> None:
     with pytest.raises(ConfigError, match="2 problems"):
+        ({"least_weight": -1.0}, "least_weight=-1 must be 0 or more"),
         small(queries=0, drop_path=2.0)
 
 

@@ -113,6 +113,17 @@ def test_mask_losses_by_hand() -> None:
     torch.testing.assert_close(pixels, -share.log().sum() / 2)
 
 
+def test_queries_count_at_least_so_much_in_the_loss_of_classes() -> None:
+    """No mask is right and none is on void pixels: every query has the least weight."""
+    target = MapTargets(torch.tensor([1]), torch.ones(1, 3))
+    pairs = Matched(torch.tensor([0]), torch.tensor([0]), torch.zeros(1), torch.ones(1), torch.zeros(2))
+    even = torch.log(torch.tensor(3.0))
+    for least, options in ((1e-5, EVERYTHING), (0.2, Options(least_weight=0.2))):
+        own, dice, _ = mask_losses(torch.zeros(2, 3), torch.zeros(2, 3), target, pairs, torch.ones(3), options)
+        torch.testing.assert_close(own, even * least * (0.75 + 0.25) / 2)
+        assert float(dice) == pytest.approx(0.75 / 2 * (1 - 4 / 5.5))
+
+
 def test_void_pixels_can_count_in_masks() -> None:
     result, target = output(), targets()
     strict = all_losses(result, [target], torch.ones(4), Options(pixel_samples=0, ignore_void=False))

@@ -94,6 +94,7 @@ def _config(case: Case) -> KMaXConfig:
         pixel_temperature=loss.get("instance_discrimination_temperature", 0.3),
         semantic_samples=_samples(loss.get("aux_semantic_sample_k", 0)),
         semantic_balance=loss.get("aux_semantic_temperature", 2.0),
+        least_weight=loss.get("eos", 1e-5),
         **_semantic(case.weights, decoder),
     )
 
