@@ -56,7 +56,7 @@ class Mask2FormerConfig:
     encoder_layers: int = 6
     """Layers of deformable attention in the pixel decoder."""
     encoder_levels: int = 3
-    """Levels that these layers work on at most, of strides 8, 16 and 32 where there are such."""
+    """Levels that these layers work on at most, of strides 8, 16 and 32 where there are such; 4 adds the next finer."""
     encoder_heads: int = 8
     """Heads of deformable attention."""
     encoder_points: int = 4

@@ -59,7 +59,8 @@ def plan_levels(info: HeadInfo, most: int = 3) -> Plan:
 
     Args:
         info: Channels and strides of the backbone.
-        most: Levels of the encoder, the coarsest of those in question.
+        most: Levels of the encoder, the coarsest of those in question; as many as there are beyond 3 are finer ones, of
+            stride 4 and more.
 
     Raises:
         ConfigError: There are no levels, or channels and strides that cannot belong to levels.
@@ -73,12 +74,14 @@ def plan_levels(info: HeadInfo, most: int = 3) -> Plan:
         )
     order = sorted(range(len(strides)), key=lambda level: (strides[level], level))
     fit = [level for level in order if strides[level] in ENCODED] or [level for level in order if strides[level] >= 8]
-    encoded = (fit or order[-1:])[-most:]
+    fit = (fit or order[-1:])[-most:]
+    finer = [level for level in order if FINEST <= strides[level] < strides[fit[0]]]
+    encoded = finer[max(0, len(finer) - max(0, most - len(ENCODED))) :] + fit
     finest = strides[encoded[0]]
     merged = [level for level in order if FINEST <= strides[level] < finest]
     coarse = sum(strides[level] >= ENCODED[0] for level in merged)  # merged maps stand in for levels not encoded
     stride = strides[merged[0]] if merged else finest
-    read = len(encoded) + min(coarse, max(0, len(ENCODED) - len(encoded)))
+    read = min(len(ENCODED), len(encoded) + coarse)
     return Plan(tuple(encoded[::-1]), tuple(merged[::-1]), read, stride)
 
 

@@ -176,6 +176,27 @@ def test_fewer_encoded_levels_are_read_after_merging():
     assert [found.shape[-1] for found in maps] == [2, 4, 8]
 
 
+@pytest.mark.parametrize(
+    ("strides", "most", "encoded", "merged"),
+    [
+        ((4, 8, 16, 32), 4, (3, 2, 1, 0), ()),
+        ((2, 4, 8, 16, 32), 5, (4, 3, 2, 1), ()),
+        ((4, 16, 32), 4, (2, 1, 0), ()),
+        ((4, 8), 3, (1,), (0,)),
+        ((8, 16, 32), 4, (2, 1, 0), ()),
+    ],
+)
+def test_more_encoded_levels_are_finer_ones(strides, most, encoded, merged):
+    """Official option of four features in the encoder: nothing is merged, the decoder reads three maps as ever."""
+    info = HeadInfo(channels=tuple(6 + 2 * i for i in range(len(strides))), strides=strides, classes=3)
+    plan = plan_levels(info, most)
+    assert (plan.encoded, plan.merged, plan.read) == (encoded, merged, min(3, len(encoded)))
+    head = built(info, encoder_levels=most).eval()
+    decoded = head.pixel_decoder(levels_of(info, (64, 64)))
+    assert [found.shape[-1] for found in decoded.maps] == [64 // strides[level] for level in encoded[:3]]
+    assert decoded.mask_features.shape[-1] == 64 // plan.stride
+
+
 @pytest.mark.parametrize("info", [((), ()), ((8,), (4, 8)), ((8, 0), (4, 8))])
 def test_no_levels_is_an_error(info):
     with pytest.raises(ConfigError, match="a channel number and a stride of each level"):
