@@ -1,7 +1,8 @@
 """``python -m apps.segmentation.exits``: teach a gate which images may leave Mask2Former's encoder early.
 
 Steps B and C of ECO-M2F, see :mod:`apps.segmentation.models.early_exit`; step A is a run of ``fit`` with
-``--model.head.exits sample``. Qualities of the exits are kept in a file, so that another price takes seconds.
+``--model.head.exits sample``. Qualities of the exits are kept in a file, so that another price takes seconds; they are
+made anew where the parent, the data or the number of images is another.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ OPTIONS = {
     "weights": "The parent: a checkpoint or a run folder of fit with --model.head.exits sample.",
     "output": "File to write the model with its gate to, .safetensors.",
     "price": "Quality, from 0 to 1, that a layer of the encoder must bring; 0.005 by default.",
-    "records": "File of the qualities of the exits; read where it is there, else made; beside the output by default.",
+    "records": "File of the qualities of the exits, by default beside the output; remade for another parent or data.",
     "images": "Training images to look at, evenly spread; 0, the default, for all.",
 }
 PRICE = 0.005

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from apps.core.checkpoints.read import stored_config
+from apps.core.checkpoints.read import stored_config, weights_path
 from apps.core.cli.resolve import resolve
 from apps.core.cli.schema import to_plain
 from apps.core.inference.load import choose_device, load_module
@@ -28,10 +28,13 @@ from apps.segmentation.models.segmenter import continued, size_of
 from apps.segmentation.module import SegmentationModule
 from apps.segmentation.panoptic_quality import PanopticQuality, overlaps
 from checkpoints.safe import read_safe, safe_bytes
+from checkpoints.zoo import sha256
 from datamodules.segmentation.dataset import EvaluationImages
 from graftwork.errors import ConfigError, WeightsError
 
 Sample = Mapping[str, Any]
+TRAINING = ("batch_size", "eval_batch_size", "num_workers", "crop", "augment", "balance", "count")
+"""Options of data that whole images do not depend on."""
 
 
 def add_gate(
@@ -42,7 +45,7 @@ def add_gate(
     Args:
         weights: The parent, a checkpoint or a run folder.
         output: File to write.
-        records: File of qualities; read if it is there, else made.
+        records: File of qualities; read if it is there and of this parent, these data and as many images, else made.
         price: Quality that a layer must bring.
         images: Training images to look at; 0 for all.
         changes: Options that win over the parent's, for instance ``data.root``.
@@ -63,14 +66,17 @@ def add_gate(
         raise ConfigError("the model is no parent with early exits", weights, mend)
     loaded = load_module(TASK, config, VerbOptions(weights=weights), need_weights=True)
     module: SegmentationModule = loaded.module.to(choose_device(config.trainer.accelerator))
-    if records.is_file():
-        record = _read(records)
+    source = _source(weights, config, images)
+    record, changed = _read(records, source) if records.is_file() else (None, [])
+    if record is not None and not changed:
         yield f"qualities: {len(record.features)} images of {records}"
     else:
+        if changed:
+            yield f"qualities in {records} are not known to be of the same {' and '.join(changed)}: they are made anew"
         check_place(records, "--records")
         record = rate_images(module, training_images(config, images))
         tensors = {"features": record.features.contiguous(), "qualities": record.qualities.contiguous()}
-        replace_file(records, safe_bytes(tensors, {"task": "exits of segmentation"}), "--records")
+        replace_file(records, safe_bytes(tensors, {"task": "exits of segmentation", "source": source}), "--records")
         yield f"qualities: {len(record.features)} training images, kept in {records}"
     means = ", ".join(f"{100 * value:.2f}" for value in record.qualities.mean(0).tolist())
     yield f"mean quality of each exit: {means} %"
@@ -146,11 +152,28 @@ def _head(module: SegmentationModule) -> Mask2Former:
     return head
 
 
-def _read(records: Path) -> ExitRecord:
-    tensors, _ = read_safe(records)
+def _read(records: Path, source: Mapping[str, Any]) -> tuple[ExitRecord, list[str]]:
+    """Qualities of a file, and what of their source is another than ``source`` or not known."""
+    tensors, story = read_safe(records)
     if set(tensors) != {"features", "qualities"}:
         raise WeightsError("holds no qualities of exits", str(records), "Give another file by --records")
-    return ExitRecord(tensors["features"], tensors["qualities"])
+    known = story.get("source", {})
+    changed = [name for name, value in source.items() if known.get(name) != value]
+    return ExitRecord(tensors["features"], tensors["qualities"]), changed
+
+
+def _source(weights: str, config: SegmentationConfig, images: int) -> dict[str, Any]:
+    """What qualities depend on, in plain values."""
+    plain = to_plain(config)
+    data = {name: value for name, value in plain["data"].items() if name not in TRAINING}
+    if data.get("root"):
+        data["root"] = str(Path(data["root"]).expanduser().resolve())
+    return {
+        "weights": sha256(weights_path(weights)),
+        "data": data,
+        "number of images": images,
+        "rules of segments": plain["panoptic"],
+    }
 
 
 def _with_gate(module: SegmentationModule, gate: ExitGate) -> dict[str, Tensor]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 import torch
 
@@ -43,7 +45,7 @@ def test_from_a_parent_to_a_gate(parent, tmp_path, capsys):
     assert main([*words, "--price", "1"]) == 0
     said = capsys.readouterr().out
     assert "3 training images" in said and "gate: 1.00 of 2 layers" in said
-    assert main([*words, "--price", "0"]) == 0  # another price repeats the last step alone
+    assert main([*words, "--price", "0", "--data.num_workers", "1"]) == 0  # another price repeats the last step alone
     assert "qualities: 3 images of" in capsys.readouterr().out
     record, _ = read_safe(tmp_path / "gated.exits.safetensors")
     assert record["qualities"].shape == (3, 2) and 0 <= record["qualities"].min() <= record["qualities"].max() <= 1
@@ -54,6 +56,27 @@ def test_from_a_parent_to_a_gate(parent, tmp_path, capsys):
     images = torch.randn(2, 3, 40, 50)
     assert head.depth(module.model.backbone(images)).tolist() == [1, 1]
     assert module.model.class_scores(images).shape[-2:] == (40, 50)
+
+
+def test_qualities_of_another_parent_or_data_are_made_anew(parent, tmp_path, capsys):
+    weights = tmp_path / "parent.ckpt"
+    shutil.copy(parent / "checkpoints" / "last.ckpt", weights)
+    words = ["--weights", str(weights), "--output", str(tmp_path / "gated.safetensors"), "--images", "2"]
+    assert main(words) == 0
+    assert "anew" not in capsys.readouterr().out
+    first, _ = read_safe(tmp_path / "gated.exits.safetensors")
+    state = torch.load(weights, weights_only=True)
+    for value in state["state_dict"].values():
+        value += 0.1 if value.is_floating_point() else 0
+    torch.save(state, weights)
+    assert main(words) == 0
+    said = capsys.readouterr().out
+    assert "not known to be of the same weights: they are made anew" in said and "2 training images, kept in" in said
+    second, _ = read_safe(tmp_path / "gated.exits.safetensors")
+    assert not torch.equal(first["features"], second["features"])
+    assert main([*words[:-1], "3", "--data.images_seed", "1"]) == 0
+    said = capsys.readouterr().out
+    assert "the same data and number of images: they are made anew" in said and "3 training images, kept in" in said
 
 
 def test_what_cannot_be_gated_is_named(parent, tmp_path, capsys):
