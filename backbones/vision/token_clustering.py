@@ -194,6 +194,8 @@ def _by_rows(x: Tensor, grid: Grid, reach: int, iterations: int, temperature: fl
     (rows, columns), span = grid, 2 * reach + 1
     size = (x.shape[1], x.shape[2])
     hidden, real = _hidden(size, grid, reach, x.device), _real(size, rows, x.device)
+    origin = x.mean((1, 2), keepdim=True)  # what all tokens share would cancel in their distances, digits with it
+    x = x - origin
     centres = initial_centres(x, grid)
     x = x[:, _row_index(size[0], rows, x.device)].flatten(2, 3)  # B, h, p * W, C
     for _ in range(iterations):
@@ -204,8 +206,10 @@ def _by_rows(x: Tensor, grid: Grid, reach: int, iterations: int, temperature: fl
         shares = logits.softmax(-1) * real  # B, h, p * W, span * w
         sums = _overlap_rows((shares.mT @ x).unflatten(2, (span, columns)), reach)
         masses = _overlap_rows(shares.sum(2).unflatten(2, (span, columns)), reach)
-        centres = sums / masses[..., None].clamp(min=EMPTY)
-    return centres.reshape(x.shape[0], rows * columns, x.shape[-1])
+        masses = masses[..., None]
+        least = masses.clamp(min=EMPTY)
+        centres = sums / least + origin * (masses / least - 1)  # a mean of shares that do not sum to 1 moves
+    return (centres + origin).reshape(x.shape[0], rows * columns, x.shape[-1])
 
 
 def _overlap_rows(parts: Tensor, reach: int) -> Tensor:
@@ -272,7 +276,9 @@ def _squared_distances(x: Tensor, centres: Tensor) -> Tensor:
 
 
 def _relative_distances(x: Tensor, centres: Tensor) -> Tensor:
-    """Squared distances less the square of the token, [B, N, M]."""
+    """Squared distances less the same for all centres of a token, [B, N, M]."""
+    origin = centres.mean(1, keepdim=True)  # what all share would cancel, and digits with it
+    x, centres = x - origin, centres - origin
     return centres.square().sum(-1)[:, None] - 2 * (x @ centres.mT)
 
 

@@ -121,6 +121,28 @@ def test_a_sum_of_one_keeps_constants_and_a_length_of_one_does_not():
 
 
 @pytest.mark.parametrize("backend", ["math", "auto"])
+@pytest.mark.parametrize("offset", [0.0, 20.0, 300.0])
+def test_what_all_tokens_share_costs_no_digits(backend, offset):
+    """Trained ViTs have channels that are large everywhere."""
+    tokens = (5 * maps(2, 10, 9, 24) + offset).float()
+    refined = maps(2, 16, 3, seed=1)
+    expected = cluster_tokens(tokens.double(), (4, 4), backend="math")
+    found = cluster_tokens(tokens, (4, 4), backend=backend)
+    torch.testing.assert_close(found.double(), expected, rtol=1e-6, atol=1e-4)
+    centres, flat = expected.float(), tokens.flatten(1, 2)
+    expected = reconstruct_tokens(flat.double(), centres.double(), refined, nearest=16, backend="math")
+    found = reconstruct_tokens(flat, centres, refined.float(), nearest=16, backend=backend)
+    torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_centres_without_tokens_are_the_same_in_both_forms():
+    """A step of the cluster update in which hardly a token is left to a centre."""
+    tokens = 40 * maps(1, 6, 6, 3) + 100
+    literal, ours = (cluster_tokens(tokens, (3, 3), temperature=9.0, backend=form) for form in ("math", "auto"))
+    torch.testing.assert_close(ours, literal)
+
+
+@pytest.mark.parametrize("backend", ["math", "auto"])
 def test_centres_as_near_as_the_last_kept_one_are_kept(backend):
     tokens = torch.zeros(1, 1, 2)
     centres = torch.tensor([[[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0], [3.0, 0.0]]])
