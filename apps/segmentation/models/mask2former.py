@@ -67,10 +67,12 @@ class Mask2Former(MaskHead):
         Raises:
             ShapeError: Levels of another number or width than the head was built for.
         """
-        if self.training and self.config.exits != "none":
-            depth = draw_depth(self.config.encoder_layers)
-            return self.decode(self.pixel_decoder(levels, depth))._replace(weight=self._weight(depth))
-        return self.decode(self.pixel_decoder(levels, self.depth(levels)))
+        if not self.training:
+            return self.decode(self.pixel_decoder(levels, self.depth(levels)))
+        if self.config.exits == "none":
+            return self.decode(self.pixel_decoder(levels))
+        depth = draw_depth(self.config.encoder_layers)
+        return self.decode(self.pixel_decoder(levels, depth))._replace(weight=self._weight(depth))
 
     def _weight(self, depth: int) -> Tensor:
         """Factor of the loss at an exit; layers after it get gradients of zero, as processes that share them expect."""

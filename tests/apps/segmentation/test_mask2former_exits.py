@@ -95,6 +95,8 @@ def test_a_forced_exit():
     with torch.no_grad():
         found = exiting(exit_layer=2).eval()(levels, (45, 70))
         torch.testing.assert_close(found.masks, expected.decode(expected.pixel_decoder(levels, 2)).masks)
+        trained = exiting(exit_layer=2).train()(levels, (45, 70))  # images leave outside of training alone
+        torch.testing.assert_close(trained.masks, expected(levels, (45, 70)).masks)
 
 
 def test_targets_follow_the_price():
