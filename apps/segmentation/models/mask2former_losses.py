@@ -149,6 +149,8 @@ def match(
 ) -> list[list[Match]]:
     """Match every output with the segments of every image; all costs travel to the CPU at once.
 
+    The points of all outputs are read together: segments of the size of images are turned into numbers once.
+
     Args:
         outputs: Of layers, each with classes [B, N, C + 1] and masks [B, N, h, w].
         segments: Of each image.
@@ -159,17 +161,17 @@ def match(
     Returns:
         Of each output and image, the queries (ascending) and segments of its pairs.
     """
-    costs = []
+    count, costs = points.shape[2], []
     with torch.no_grad():
-        for output, places in zip(outputs, points, strict=True):
-            masks = read_together(output.masks.to(places.dtype), places)
-            for image, (labels, target) in enumerate(segments):
-                read = read_targets(target, places[image : image + 1], extent)
-                logits = output.classes[image].to(places.dtype)
-                costs.append(matching_costs(logits, masks[image], labels.long(), read, weights))
+        for image, (labels, target) in enumerate(segments):
+            places = points[:, image]  # outputs, P, 2
+            read = read_targets(target, places.flatten(0, 1)[None], extent).split(count, dim=1)
+            for output, own, found in zip(outputs, places, read, strict=True):
+                masks = read_together(output.masks[image, None].to(points.dtype), own[None])[0]
+                classes = output.classes[image].to(points.dtype)
+                costs.append(matching_costs(classes, masks, labels.long(), found, weights))
     matches = assign(costs, maximise=False)
-    batch = len(segments)
-    return [matches[start : start + batch] for start in range(0, len(outputs) * batch, batch)]
+    return [matches[number :: len(outputs)] for number in range(len(outputs))]
 
 
 def uncertain_points(masks: Tensor, points: LossPoints, count: int) -> Tensor:
@@ -300,9 +302,15 @@ class PointLosses:
             extent = self._extent(output.masks, targets.labels)
             matches = match(outputs, targets.segments, places, self.weights, extent)
             normaliser = segments_per_device(targets.segments)
+            masks = [matched_masks(one.masks, pairs) for one, pairs in zip(outputs, matches, strict=True)]
+            chosen = [uncertain_points(own, self._loss_points(own), self.points) for own in masks]
+            wanted = read_matched(targets.segments, matches, chosen, extent)
             parts = [
-                self._parts(one, pairs, targets, normaliser, extent)
-                for one, pairs in zip(outputs, matches, strict=True)
+                (
+                    self._class_loss(one.classes, pairs, targets),
+                    *pair_losses(read_logits(own, points), read, normaliser),
+                )
+                for one, pairs, own, points, read in zip(outputs, matches, masks, chosen, wanted, strict=True)
             ]
         factors = (self.weights.classes, self.weights.masks, self.weights.dice)
         sums = [
@@ -312,17 +320,12 @@ class PointLosses:
             sums = [part * output.weight for part in sums]
         return {"loss": sums[0] + sums[1] + sums[2]} | dict(zip(("classes", "masks", "dice"), sums, strict=True))
 
-    def _parts(
-        self, output: MaskOutput, matches: list[Match], targets: Targets, normaliser: float, extent: Size | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Losses of one output before their factors."""
-        labels = query_labels(output.classes, matches, targets.segments)
+    def _class_loss(self, logits: Tensor, matches: list[Match], targets: Targets) -> Tensor:
+        """Loss of the classes of one output before its factor."""
+        labels = query_labels(logits, matches, targets.segments)
         labelled = (targets.labels != IGNORED).flatten(1).any(1)
-        weights = self._of_classes(output.classes)[labels] * labelled[:, None]
-        masks = matched_masks(output.masks, matches)
-        points = uncertain_points(masks, self._loss_points(masks), self.points)
-        read = read_matched(targets.segments, matches, points, extent)
-        return class_loss(output.classes, labels, weights), *pair_losses(read_logits(masks, points), read, normaliser)
+        weights = self._of_classes(logits)[labels] * labelled[:, None]
+        return class_loss(logits, labels, weights)
 
     def _of_classes(self, logits: Tensor) -> Tensor:
         """Weight of every class and of no object, [C + 1]."""
@@ -351,12 +354,34 @@ def matched_masks(masks: Tensor, matches: Sequence[Match]) -> Tensor:
 
 
 def read_matched(
-    segments: Sequence[Segments], matches: Sequence[Match], points: Tensor, extent: Size | None = None
-) -> Tensor:
-    """Segments of the matched queries at points [M, P, 2], in the order of :func:`matched_masks`: [M, P]."""
-    parts = points.split([len(rows) for rows, _ in matches])
-    found = zip(segments, matches, parts, strict=True)
-    return torch.cat([read_targets(image.masks[columns], part, extent) for image, (_, columns), part in found])
+    segments: Sequence[Segments],
+    matches: Sequence[Sequence[Match]],
+    points: Sequence[Tensor],
+    extent: Size | None = None,
+) -> list[Tensor]:
+    """Segments of the matched queries at points, those of all outputs read together.
+
+    Args:
+        segments: Of each image.
+        matches: Of each output and image.
+        points: Of each output, [M, P, 2] in the order of :func:`matched_masks`.
+        extent: See :func:`read_targets`.
+
+    Returns:
+        Of each output, [M, P].
+    """
+    parts = [own.split([len(rows) for rows, _ in pairs]) for own, pairs in zip(points, matches, strict=True)]
+    found: list[list[Tensor]] = [[] for _ in points]
+    for image, (_, masks) in enumerate(segments):
+        chosen = [pairs[image][1] for pairs in matches]
+        # a segment without a query in some output is read there at the corner, for nothing
+        places = points[0].new_zeros(len(masks), len(points), *points[0].shape[1:])  # S, outputs, P, 2
+        for number, columns in enumerate(chosen):
+            places[columns, number] = parts[number][image]
+        read = read_targets(masks, places.flatten(1, 2), extent).unflatten(1, places.shape[1:3])  # S, outputs, P
+        for number, columns in enumerate(chosen):
+            found[number].append(read[columns, number])
+    return [torch.cat(own) for own in found]
 
 
 def _precision(tensor: Tensor) -> torch.dtype:

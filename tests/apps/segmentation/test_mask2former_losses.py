@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from apps.segmentation.models import mask2former_losses
 from apps.segmentation.models.head import MaskOutput, Segments, Targets
 from apps.segmentation.models.mask2former_losses import (
     LossPoints,
@@ -148,6 +149,33 @@ def test_loss_is_the_sum_of_its_parts_and_of_all_outputs():
     again = PointLosses(Weights(), points=64, generator=torch.Generator().manual_seed(5))
     half = halved(output._replace(weight=torch.tensor(0.5)), targets)
     torch.testing.assert_close(half["loss"], 0.5 * again(output, targets)["loss"])
+
+
+@pytest.mark.parametrize("queries", [6, 2])  # fewer than segments, too
+def test_outputs_together_cost_what_they_cost_one_by_one(queries, monkeypatch):
+    """Targets are read for all outputs at once; the draws and the sums are those of one output after the other."""
+    output, targets = scene(queries=queries)
+    outputs, weights, count, calls = (output, *output.auxiliary), Weights(), 64, []
+    generator = torch.Generator().manual_seed(3)
+    points = torch.rand(3, 2, count, 2, generator=generator)
+    expected = torch.zeros(())
+    for one, places in zip(outputs, points, strict=True):
+        (pairs,) = match([one], targets.segments, places[None], weights, (24, 20))
+        labels = query_labels(one.classes, pairs, targets.segments)
+        expected = expected + 2 * class_loss(one.classes, labels, torch.tensor([1.0] * 4 + [0.1])[labels])
+        masks = torch.cat([one.masks[image, rows] for image, (rows, _) in enumerate(pairs)])
+        wanted = torch.cat([found.masks[columns] for found, (_, columns) in zip(targets.segments, pairs, strict=True)])
+        candidates = torch.rand(len(masks), 3 * count, 2, generator=generator)
+        fresh = torch.rand(len(masks), count // 4, 2, generator=generator)
+        chosen = uncertain_points(masks, LossPoints(candidates, fresh), count)
+        normaliser = segments_per_device(targets.segments)
+        entropy, dice = pair_losses(read_logits(masks, chosen), sampled(wanted, chosen), normaliser)
+        expected = expected + 5 * entropy + 5 * dice
+    read = mask2former_losses.read_targets
+    monkeypatch.setattr(mask2former_losses, "read_targets", lambda *given: calls.append(given) or read(*given))
+    losses = PointLosses(weights, points=count, stride=4, generator=torch.Generator().manual_seed(3))
+    torch.testing.assert_close(losses(output, targets)["loss"], expected)
+    assert len(calls) == 2 * len(targets.segments)  # for the matching and for the losses, whatever the outputs
 
 
 def test_points_of_a_generator_repeat():

@@ -153,7 +153,7 @@ def _losses(case: Case, output: MaskOutput) -> dict[str, Tensor]:
     masks = matched_masks(output.masks, matches)
     places = LossPoints(inputs["rand.oversampled_points"], inputs["rand.random_points"])
     chosen = uncertain_points(masks, places, loss["num_points"])
-    read = read_matched(segments, matches, chosen)
+    (read,) = read_matched(segments, [matches], [chosen])
     found["loss.loss_ce"] = class_loss(output.classes, labels, of_classes[labels])
     pairs = pair_losses(read_logits(masks, chosen), read, segments_per_device(segments))
     found["loss.loss_mask"], found["loss.loss_dice"] = pairs
