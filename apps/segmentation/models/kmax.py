@@ -19,7 +19,7 @@ from torch import Tensor
 from apps.segmentation.models import kmax_panoptic
 from apps.segmentation.models.head import MaskHead, MaskOutput, Panoptic, Segments, Size, Targets
 from apps.segmentation.models.info import HeadInfo
-from apps.segmentation.models.kmax_decoder import KMaXDecoder
+from apps.segmentation.models.kmax_decoder import KMaXDecoder, prior_logit
 from apps.segmentation.models.kmax_layers import full
 from apps.segmentation.models.kmax_losses import MapTargets, Options, Terms, all_losses, semantic_loss
 from apps.segmentation.models.kmax_panoptic import resize_masks
@@ -58,6 +58,25 @@ def choose_levels(strides: Sequence[int], count: int) -> list[int]:
     return usable[::-1][:count]
 
 
+def build_decoders(
+    config: KMaXConfig, channels: Sequence[int], outputs: int, last: float = 0.0
+) -> tuple[PixelDecoder, KMaXDecoder]:
+    """The pixel decoder and the decoder of queries of a configuration.
+
+    Args:
+        config: Sizes.
+        channels: Of the levels, coarse to fine; stages of finer ones are left out.
+        outputs: Numbers that every query gives.
+        last: Added to the last of them.
+    """
+    stages = [
+        Stage(blocks=blocks, width=width, axial=kind == "axial")
+        for blocks, width, kind in zip(config.stage_layers, config.stage_widths, config.stage_blocks, strict=True)
+    ][: len(channels)]
+    pixels = PixelDecoder(channels, stages, config.axial_heads, config.stage_drop_path)
+    return pixels, KMaXDecoder([4 * stage.width for stage in stages], outputs, config, last)
+
+
 class KMaXHead(MaskHead):
     """Pixel decoder, k-means decoder and, in training, an auxiliary classifier of pixels.
 
@@ -74,12 +93,7 @@ class KMaXHead(MaskHead):
         self.places = choose_levels(info.strides, len(config.stage_layers))
         self.stride = info.strides[self.places[-1]]
         channels = [info.channels[place] for place in self.places]
-        stages = [
-            Stage(blocks=blocks, width=width, axial=kind == "axial")
-            for blocks, width, kind in zip(config.stage_layers, config.stage_widths, config.stage_blocks, strict=True)
-        ][: len(channels)]
-        self.pixel_decoder = PixelDecoder(channels, stages, config.axial_heads, config.stage_drop_path)
-        self.decoder = KMaXDecoder([4 * stage.width for stage in stages], info.classes, config)
+        self.pixel_decoder, self.decoder = build_decoders(config, channels, info.classes + 1, prior_logit(info.classes))
         self.semantic = build_semantic(channels, info.classes, config)
         self.semantic_stride = info.strides[self.places[finest_place(config.semantic, len(channels))]]
         self.options = Options(

@@ -41,6 +41,11 @@ VOID_PRIOR = 0.9
 """Share of queries expected to have no object, which the logit of no object starts from."""
 
 
+def prior_logit(classes: int) -> float:
+    """Added to the logit of no object where there are so many classes, in training and afterwards."""
+    return math.log(classes * VOID_PRIOR / (1 - VOID_PRIOR))
+
+
 class LayerOutput(NamedTuple):
     """What a layer gives.
 
@@ -59,11 +64,12 @@ class Predictor(nn.Module):
     Args:
         pixels: Channels of the map.
         queries: Features of the queries.
-        classes: C.
+        outputs: Numbers that every query gives: C + 1 for classes.
         config: Further widths.
+        void_logit: Added to the last of these numbers.
     """
 
-    def __init__(self, pixels: int, queries: int, classes: int, config: KMaXConfig) -> None:
+    def __init__(self, pixels: int, queries: int, outputs: int, config: KMaXConfig, void_logit: float = 0.0) -> None:
         super().__init__()
         width = config.mask_width
         self.depthwise = ConvNorm(pixels, pixels, 5, depthwise=True)
@@ -71,10 +77,10 @@ class Predictor(nn.Module):
         self.features = ConvNorm(config.mask_hidden, width, activate=False, bias=True, std=0.01)
         self.kernels = QueryConvNorm(queries, width, activate=False)
         self.mask_norm = BatchNorm(1, scale=0.1)
-        self.classes = nn.Conv1d(queries, classes + 1, 1)
+        self.classes = nn.Conv1d(queries, outputs, 1)
         init_truncated(self.classes.weight, 0.01)
         nn.init.zeros_(self.classes.bias)  # type: ignore[arg-type]
-        self.void_logit = math.log(classes * VOID_PRIOR / (1 - VOID_PRIOR))
+        self.void_logit = void_logit
 
     def forward(self, pixels: Tensor, masks: Tensor, classes: Tensor) -> MaskOutput:
         """Classify queries and compare them with pixels.
@@ -91,7 +97,8 @@ class Predictor(nn.Module):
         masks = self.kernels(masks).mT @ features.flatten(2)  # B, N, h * w
         masks = self.mask_norm(masks.unsqueeze(1)).squeeze(1).unflatten(2, pixels.shape[2:])
         logits = self.classes(classes).mT
-        logits = torch.cat([logits[..., :-1], logits[..., -1:] + self.void_logit], dim=-1)
+        if self.void_logit:
+            logits = torch.cat([logits[..., :-1], logits[..., -1:] + self.void_logit], dim=-1)
         return MaskOutput(classes=logits, masks=masks, features=features)
 
     def _features(self, pixels: Tensor) -> Tensor:
@@ -179,16 +186,19 @@ class KMaXLayer(nn.Module):
 
     Args:
         pixels: Channels of the map.
-        classes: C.
+        outputs: See :class:`Predictor`.
         config: Further widths.
+        void_logit: See there.
     """
 
-    def __init__(self, pixels: int, classes: int, config: KMaXConfig) -> None:
+    def __init__(self, pixels: int, outputs: int, config: KMaXConfig, void_logit: float = 0.0) -> None:
         super().__init__()
         inner, width = 2 * config.key_width, config.width
         self.pixel_in = ConvNorm(pixels, inner)
         self.query_in = QueryConvNorm(width, inner)
-        self.predictor = Predictor(inner, inner, classes, config)
+        self.predictor = Predictor(inner, inner, outputs, config, void_logit)
+        # no gradient passes the assignment: processes that train together would wait for it
+        self.predictor.requires_grad_(config.supervise_layers)
         self.update = ClusterUpdate(inner, width)
         self.attention = QueryAttention(inner, width, config.key_width, config.heads)
         self.expand = QueryConvNorm(width, config.feedforward)
@@ -221,19 +231,20 @@ class KMaXDecoder(nn.Module):
 
     Args:
         channels: Channels of the maps, coarse to fine; masks are made on the last one.
-        classes: C.
+        outputs: See :class:`Predictor`.
         config: Further sizes. Layers of stages that are not there look at the last map.
+        void_logit: See :class:`Predictor`.
     """
 
-    def __init__(self, channels: Sequence[int], classes: int, config: KMaXConfig) -> None:
+    def __init__(self, channels: Sequence[int], outputs: int, config: KMaXConfig, void_logit: float = 0.0) -> None:
         super().__init__()
         self.centres = table(config.width, config.queries)
         last = len(channels) - 1
         self.sources = [min(stage, last) for stage, depth in enumerate(config.layers) for _ in range(depth)]
-        self.layers = nn.ModuleList(KMaXLayer(channels[source], classes, config) for source in self.sources)
+        self.layers = nn.ModuleList(KMaXLayer(channels[source], outputs, config, void_logit) for source in self.sources)
         self.class_projection = QueryConvNorm(config.width, config.width)
         self.mask_projection = QueryConvNorm(config.width, config.width)
-        self.predictor = Predictor(channels[last], config.width, classes, config)
+        self.predictor = Predictor(channels[last], config.width, outputs, config, void_logit)
 
     def forward(self, maps: Sequence[Tensor], supervised: bool) -> MaskOutput:
         """Maps [B, C_i, h_i, w_i], coarse to fine, to masks at the size of the last one.

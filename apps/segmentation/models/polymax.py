@@ -1,13 +1,13 @@
-"""PolyMaX: dense prediction of anything by clusters; depth and normals of surfaces by Mask2Former's decoders.
+"""PolyMaX: dense prediction of anything by clusters; depth and normals of surfaces by kMaX-DeepLab's decoders.
 
 Source: Yang et al. 2024, "PolyMaX: General Dense Prediction with Mask Transformer". Each query (cluster) has a value,
 and every pixel mixes the values by its probabilities of belonging to the clusters, a softmax over queries. Nothing is
 matched: the mixed map is compared with the target at once.
 
-Unverified: the official code was not at hand. Known from the paper's summary are the mixing and its softmax; the number
-of clusters, the losses and the activations of the values are chosen here (128; the square root of a scale-invariant
-logarithmic error for depth; one less the cosine for normals; ``exp`` for depth), and the paper's decoder is
-kMaX-DeepLab's, not this one. Published numbers are no goal of this file.
+Unverified: the official code was not at hand. Known from the paper's summary are the mixing, its softmax and that the
+decoder is kMaX-DeepLab's. Chosen here are the number of clusters (128), the losses (for depth the square root of a
+scale-invariant logarithmic error, for normals one less the cosine; of the last output at every pixel, of the layers at
+the positions of the masks) and the activations of the values (``exp`` for depth). Published numbers are no goal here.
 
 Shape legend: B batch, N queries, V numbers of a value, H x W image, h x w map.
 """
@@ -21,20 +21,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from apps.segmentation.models.head import Size
+from apps.segmentation.models.head import MaskOutput, Size
 from apps.segmentation.models.info import HeadInfo
-from apps.segmentation.models.mask2former import masked_decoder, pixel_decoder
-from apps.segmentation.models.mask2former_config import Mask2FormerConfig
-from apps.segmentation.models.mask2former_decoder import Prediction
-from apps.segmentation.models.mask2former_panoptic import resize_masks
+from apps.segmentation.models.kmax import build_decoders, choose_levels, sampled
+from apps.segmentation.models.kmax_config import KMaXConfig
+from apps.segmentation.models.kmax_layers import full
+from apps.segmentation.models.kmax_panoptic import resize_masks
 from backbones.attention.attend import without_autocast
 from graftwork.errors import ConfigError, ShapeError, all_problems
 
 Kind = Literal["depth", "normals"]
 WIDTHS: dict[str, int] = {"depth": 1, "normals": 3}
 """Numbers of a value."""
-CLUSTERS = 128
-"""Queries that a configuration should ask for where nothing else is known."""
 SPREAD = 10.0
 """Largest logarithm of a depth, either way: e ** 10 m is beyond every sensor."""
 
@@ -45,7 +43,7 @@ class ClusterOutput(NamedTuple):
     Args:
         values: Of each query, [B, N, V].
         masks: Logits, [B, N, h, w]; a softmax over queries says how much a pixel belongs to each.
-        auxiliary: Outputs of earlier layers, first layer first, for the loss alone; empty outside of training.
+        auxiliary: Outputs of the layers, first layer first, for the loss alone; empty outside of training.
     """
 
     values: Tensor
@@ -126,58 +124,72 @@ def _check(name: str, found: Tensor, target: Tensor) -> None:
 
 
 class ClusterHead(nn.Module):
-    """Levels of a backbone to depth or normals, by the decoders of Mask2Former.
+    """Levels of a backbone to depth or normals, by the decoders of kMaX-DeepLab.
 
     Args:
         info: Channels and strides of the backbone; its classes are not looked at.
         kind: ``depth``, in metres, or ``normals``, of unit length.
-        config: Sizes of the decoders; those with :data:`CLUSTERS` queries if omitted. Its matching and its exits are
-            not used.
+        config: Sizes of the decoders, and whether layers are supervised; its losses and auxiliary head are not used.
 
     Raises:
         ConfigError: Unknown kind, values out of range, or levels that cannot be used.
     """
 
-    def __init__(self, info: HeadInfo, kind: Kind, config: Mask2FormerConfig | None = None) -> None:
+    def __init__(self, info: HeadInfo, kind: Kind, config: KMaXConfig | None = None) -> None:
         super().__init__()
         if kind not in WIDTHS:
             raise ConfigError(f"kind='{kind}' is unknown", mend=f"Use {' or '.join(WIDTHS)}")
-        config = Mask2FormerConfig(queries=CLUSTERS) if config is None else config
+        config = KMaXConfig() if config is None else config
         if problems := list(config.problems()):
             raise all_problems(problems)
-        self.kind, self.deep_supervision = kind, config.deep_supervision
-        self.pixel_decoder = pixel_decoder(info, config)
-        plan = self.pixel_decoder.plan
-        self.decoder = masked_decoder(config, outputs=WIDTHS[kind], maps=plan.read)
-        self.stride = plan.stride
+        self.kind, self.supervise_layers = kind, config.supervise_layers
+        self.places = choose_levels(info.strides, len(config.stage_layers))
+        self.channels = [info.channels[place] for place in self.places]
+        self.stride = info.strides[self.places[-1]]
+        self.pixel_decoder, self.decoder = build_decoders(config, self.channels, WIDTHS[kind])
 
     def forward(self, levels: Sequence[Tensor]) -> ClusterOutput:
-        """Levels of the backbone, each [B, channels, ceil(H / stride), ceil(W / stride)], to clusters."""
-        every = self.training and self.deep_supervision
-        outputs = [self._output(found) for found in self.decoder(*self.pixel_decoder(levels), every=every)]
-        return outputs[-1]._replace(auxiliary=tuple(outputs[:-1]))
+        """Levels of the backbone, each [B, channels, ceil(H / stride), ceil(W / stride)], to clusters.
 
-    def _output(self, prediction: Prediction) -> ClusterOutput:
-        values = prediction.values.to(torch.promote_types(prediction.values.dtype, torch.float32))
+        Raises:
+            ShapeError: Fewer levels than the backbone was said to have, or of other channels.
+        """
+        chosen = [levels[place] for place in self.places if place < len(levels)]
+        found = [level.shape[1] for level in chosen]
+        if found != self.channels:
+            raise ShapeError(f"levels {self.places}: expected channels {self.channels}, got {found}")
+        last: MaskOutput = self.decoder(self.pixel_decoder(chosen), self.training and self.supervise_layers)
+        return self._output(last)._replace(auxiliary=tuple(self._output(layer) for layer in last.auxiliary))
+
+    def _output(self, output: MaskOutput) -> ClusterOutput:
+        values = full(output.classes)
         if self.kind == "depth":
             values = values.clamp(-SPREAD, SPREAD).exp()
         else:
             values = F.normalize(values, dim=-1, eps=1e-6)
-        return ClusterOutput(values, prediction.masks)
+        return ClusterOutput(values, output.masks)
+
+    def _mixed(self, values: Tensor, masks: Tensor) -> Tensor:
+        mixed = mix_clusters(values, masks)
+        return F.normalize(mixed, dim=1, eps=1e-6) if self.kind == "normals" else mixed
 
     def predict(self, output: ClusterOutput, size: Size) -> Tensor:
         """Values of the pixels of images of ``size``: depths [B, 1, H, W] or unit normals [B, 3, H, W]."""
-        mixed = mix_clusters(output.values, resize_masks(output.masks.float(), size, self.stride))
-        return F.normalize(mixed, dim=1, eps=1e-6) if self.kind == "normals" else mixed
+        return self._mixed(output.values, resize_masks(full(output.masks), size, self.stride))
 
     def loss(self, output: ClusterOutput, target: Tensor) -> Tensor:
         """Mean over the outputs of the loss of :func:`depth_loss` or :func:`normals_loss`.
+
+        The last output is compared with every pixel, the layers with those at the positions of the masks: masks of the
+        size of images take sixteen times the memory.
 
         Args:
             output: Of :meth:`forward`.
             target: [B, 1 or 3, H, W] at the size of the images.
         """
-        size = (target.shape[-2], target.shape[-1])
         compare = depth_loss if self.kind == "depth" else normals_loss
-        outputs = (*output.auxiliary, output)
-        return torch.stack([compare(self.predict(one, size), target) for one in outputs]).mean()
+        losses = [compare(self.predict(output, (target.shape[-2], target.shape[-1])), target)]
+        size = (output.masks.shape[-2], output.masks.shape[-1])
+        small = sampled(target.flatten(0, 1), size, self.stride).unflatten(0, target.shape[:2])
+        losses += [compare(self._mixed(layer.values, layer.masks), small) for layer in output.auxiliary]
+        return torch.stack(losses).mean()
