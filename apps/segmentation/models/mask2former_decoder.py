@@ -173,6 +173,8 @@ class MaskedDecoder(nn.Module):
         self.projections = nn.ModuleList(
             _projection(channels, width) if project or channels != width else nn.Identity() for _ in range(maps)
         )
+        for unread in self.projections[layers:]:  # processes that train together would wait for its gradient
+            unread.requires_grad_(False)
         self.layers = nn.ModuleList(DecoderLayer(width, heads, mlp, norm_first) for _ in range(layers))
         self.norm = nn.LayerNorm(width)
         self.values = nn.Linear(width, outputs)

@@ -211,6 +211,14 @@ def test_without_supervision_the_layers_masks_learn_nothing() -> None:
 
 
 def test_parts_of_the_loss_add_up() -> None:
+@pytest.mark.parametrize("changed", [{}, {"supervise_layers": False}, {"layers": (0, 1, 0)}, {"semantic": "light"}])
+def test_all_that_is_trained_gets_gradients_whatever_is_supervised(changed: dict[str, Any]) -> None:
+    """Processes that train together wait for the gradient of every trainable tensor."""
+    head = small(**changed).train()
+    head.loss(head(levels(64, 64), (64, 64)), targets(64, 64))["loss"].backward()
+    assert not [name for name, value in head.named_parameters() if value.requires_grad and value.grad is None]
+
+
     head = small().train()
     losses = head.loss(head(levels(64, 64), (64, 64)), targets(64, 64))
     assert set(losses) == {"loss", "classes", "dice", "masks", "pixels", "semantic"}

@@ -232,6 +232,17 @@ def test_options_run_and_train(options):
     assert all(torch.isfinite(p.grad).all() for p in head.parameters() if p.grad is not None)
 
 
+@pytest.mark.parametrize(
+    "options", [{"project": True, "layers": 2}, {"query_width": 24, "layers": 1}, {"exit_layer": 1}]
+)
+def test_all_that_is_trained_gets_gradients_whatever_is_read(options):
+    """Processes that train together wait for the gradient of every trainable tensor."""
+    head = built(**options).train()
+    output = head(levels_of(SWIN), (45, 70))
+    sum(one.masks.mean() + one.classes.mean() for one in (output, *output.auxiliary)).backward()
+    assert not [name for name, value in head.named_parameters() if value.requires_grad and value.grad is None]
+
+
 def test_encoder_stays_in_float32_under_autocast():
     head = built().eval()
     seen = []
