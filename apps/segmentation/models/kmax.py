@@ -103,6 +103,7 @@ class KMaXHead(MaskHead):
             semantic_samples=config.semantic_samples,
             semantic_balance=config.semantic_balance,
             share_matching=config.share_matching,
+            least_weight=config.least_weight,
         )
         weights = torch.ones(info.classes + 1)
         if info.weights:
@@ -117,7 +118,6 @@ class KMaXHead(MaskHead):
     def forward(self, levels: Sequence[Tensor], size: Size) -> MaskOutput:
         """Levels to classes and masks; outputs of the layers and of the auxiliary classifier in training alone.
 
-            least_weight=config.least_weight,
         Raises:
             ShapeError: Fewer levels than the backbone was said to have, or of other channels.
         """
@@ -184,6 +184,8 @@ class KMaXHead(MaskHead):
     def class_scores(self, output: MaskOutput, size: Size) -> Tensor:
         """Sum over queries of the probability of each class and that of the mask, image by image to save memory."""
         classes = full(output.classes).softmax(-1)[..., :-1]
+        if exporting():  # a loop would fix the number of images
+            return torch.einsum("bnc,bnhw->bchw", classes, self.mask_probabilities(output, size))
         scores = [
             torch.einsum("nc,nhw->chw", own, resize_masks(full(masks[None]), size, self.stride)[0].softmax(0))
             for own, masks in zip(classes, output.masks, strict=True)
@@ -199,8 +201,6 @@ class KMaXHead(MaskHead):
         }
         limits = {name: value if getattr(rules, name) == -1 else getattr(rules, name) for name, value in own.items()}
         return [
-        if exporting():  # a loop would fix the number of images
-            return torch.einsum("bnc,bnhw->bchw", classes, self.mask_probabilities(output, size))
             kmax_panoptic.panoptic(
                 classes,
                 resize_masks(full(masks[None]), size, self.stride)[0].softmax(0),

@@ -210,7 +210,6 @@ def test_without_supervision_the_layers_masks_learn_nothing() -> None:
         assert layer.update.values.conv.weight.grad.any()
 
 
-def test_parts_of_the_loss_add_up() -> None:
 @pytest.mark.parametrize("changed", [{}, {"supervise_layers": False}, {"layers": (0, 1, 0)}, {"semantic": "light"}])
 def test_all_that_is_trained_gets_gradients_whatever_is_supervised(changed: dict[str, Any]) -> None:
     """Processes that train together wait for the gradient of every trainable tensor."""
@@ -219,10 +218,18 @@ def test_all_that_is_trained_gets_gradients_whatever_is_supervised(changed: dict
     assert not [name for name, value in head.named_parameters() if value.requires_grad and value.grad is None]
 
 
+def test_parts_of_the_loss_add_up() -> None:
     head = small().train()
     losses = head.loss(head(levels(64, 64), (64, 64)), targets(64, 64))
     assert set(losses) == {"loss", "classes", "dice", "masks", "pixels", "semantic"}
     torch.testing.assert_close(losses["loss"], sum(v for k, v in losses.items() if k != "loss"))
+
+
+def test_the_least_weight_of_a_query_is_an_option() -> None:
+    plain, firm = small(), small(least_weight=1.0)
+    output = plain.train()(levels(64, 64), (64, 64))
+    first, second = (head.loss(output, targets(64, 64), torch.Generator().manual_seed(0)) for head in (plain, firm))
+    assert second["classes"] > first["classes"] and second["dice"] == first["dice"]
 
 
 def test_weights_scale_the_parts() -> None:
@@ -234,13 +241,6 @@ def test_weights_scale_the_parts() -> None:
 
 
 def test_class_weights_count() -> None:
-def test_the_least_weight_of_a_query_is_an_option() -> None:
-    plain, firm = small(), small(least_weight=1.0)
-    output = plain.train()(levels(64, 64), (64, 64))
-    first, second = (head.loss(output, targets(64, 64), torch.Generator().manual_seed(0)) for head in (plain, firm))
-    assert second["classes"] > first["classes"] and second["dice"] == first["dice"]
-
-
     plain, weighted = small(), small(weights=(5.0, 5.0, 5.0))
     output = plain.train()(levels(64, 64), (64, 64))
     first, second = (head.loss(output, targets(64, 64), torch.Generator().manual_seed(0)) for head in (plain, weighted))
@@ -371,6 +371,7 @@ def test_official_names_fit_with_and_without_the_auxiliary_head() -> None:
         ({"drop_path": 1.0}, "drop_path=1 must be at least 0 and below 1"),
         ({"dice_weight": -1.0}, "dice_weight=-1 must be 0 or more"),
         ({"pixel_temperature": 0.0}, "pixel_temperature=0 must be above 0"),
+        ({"least_weight": -1.0}, "least_weight=-1 must be 0 or more"),
         ({"semantic_projections": (4,)}, r"semantic_projections=\[4\] must be two numbers"),
     ],
 )
@@ -381,7 +382,6 @@ def test_wrong_options_are_named(changed: dict[str, Any], message: str) -> None:
 
 def test_several_problems_are_told_at_once() -> None:
     with pytest.raises(ConfigError, match="2 problems"):
-        ({"least_weight": -1.0}, "least_weight=-1 must be 0 or more"),
         small(queries=0, drop_path=2.0)
 
 
@@ -417,24 +417,6 @@ def test_the_graph_can_be_exported_and_compiled_whole() -> None:
     torch.testing.assert_close(compiled, expected, rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.slow
-def test_segments_are_learned() -> None:
-    head = small(pixel_samples=0, semantic_samples=0).train()
-    wanted = targets(64, 64)
-    codes = (wanted.labels % 254)[:, None].float()  # labels 0 to 2, and 1 where ignored
-    images = [level / 4 + codes[..., ::stride, ::stride] for level, stride in zip(levels(64, 64), STRIDES, strict=True)]
-    optimiser = torch.optim.AdamW(head.parameters(), lr=5e-3)
-    for _ in range(60):
-        optimiser.zero_grad()
-        head.loss(head(images, (64, 64)), wanted)["loss"].backward()
-        optimiser.step()
-    with torch.no_grad():
-        found = head.class_scores(head(images, (64, 64)), (64, 64)).argmax(1)
-    known = wanted.labels != 255
-    assert (found == wanted.labels)[known].float().mean() > 0.9
-
-
-def test_the_published_configuration_is_the_default() -> None:
 class Pooled(torch.nn.Module):
     """Images to levels, as simple as can be."""
 
@@ -460,6 +442,24 @@ def test_files_give_the_scores_of_classes_for_any_number_of_images(form: str, tm
     assert all(row.ok for row in checks) and path.name == f"model.{form}"
 
 
+@pytest.mark.slow
+def test_segments_are_learned() -> None:
+    head = small(pixel_samples=0, semantic_samples=0).train()
+    wanted = targets(64, 64)
+    codes = (wanted.labels % 254)[:, None].float()  # labels 0 to 2, and 1 where ignored
+    images = [level / 4 + codes[..., ::stride, ::stride] for level, stride in zip(levels(64, 64), STRIDES, strict=True)]
+    optimiser = torch.optim.AdamW(head.parameters(), lr=5e-3)
+    for _ in range(60):
+        optimiser.zero_grad()
+        head.loss(head(images, (64, 64)), wanted)["loss"].backward()
+        optimiser.step()
+    with torch.no_grad():
+        found = head.class_scores(head(images, (64, 64)), (64, 64)).argmax(1)
+    known = wanted.labels != 255
+    assert (found == wanted.labels)[known].float().mean() > 0.9
+
+
+def test_the_published_configuration_is_the_default() -> None:
     config = KMaXConfig()
     assert list(config.problems()) == []
     assert (config.queries, config.layers, config.stage_layers) == (128, (2, 2, 2), (1, 5, 1, 1))
