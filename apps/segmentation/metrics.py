@@ -32,9 +32,10 @@ class SegmentationMetrics(nn.Module):
     ``miou``, ``macc`` and ``fscore`` are means over the classes of the scores of their pixels in the whole split;
     classes for which a score divides by nothing are left out. ``aacc`` is the share of right pixels, ``boundary_iou``
     the mean IoU of the boundaries of classes. ``pq``, ``sq`` and ``rq`` are means over the classes that occur,
-    ``pq_things`` and ``pq_stuff`` over some of them. ``ap``, ``ap50`` and ``ap75`` are COCO's, for the instances of
-    things that the head finds, which may overlap. All are in percent, and depend neither on the batch size nor on the
-    number of processes.
+    ``pq_things`` and ``pq_stuff`` over some of them. ``ap``, ``ap50``, ``ap75``, ``ap_small``, ``ap_medium``,
+    ``ap_large`` and ``ar`` are COCO's, for the instances of things that the head finds, which may overlap. All are in
+    percent, NaN where nothing is there to be scored, and depend neither on the batch size nor on the number of
+    processes.
 
     Args:
         info: Classes, their frequencies in training, and which are things.
@@ -102,6 +103,8 @@ class SegmentationMetrics(nn.Module):
         if self.precision is not None:
             found = self.precision.compute()
             scores |= {"ap": 100 * found.ap, "ap50": 100 * found.ap50, "ap75": 100 * found.ap75}
+            scores |= {f"ap_{name}": 100 * getattr(found, name) for name in ("small", "medium", "large")}
+            scores["ar"] = 100 * found.recall
         return scores
 
     def baseline(self) -> dict[str, float]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -15,7 +17,9 @@ from torch import Tensor
 
 from apps.core.metrics.direction import higher_is_better
 from apps.core.protocols import MetricSuite
-from apps.segmentation.average_precision import MaskPrecision, Objects
+from apps.core.report.numbers import number
+from apps.core.run.atomic import json_text
+from apps.segmentation.average_precision import MaskPrecision, Objects, PrecisionScores
 from apps.segmentation.boundary import BoundaryAreas, boundary_width, near_boundary
 from apps.segmentation.confusion import ConfusionCounts, class_areas, class_scores, pixel_accuracy
 from apps.segmentation.instances import Detections, detections, objects_at
@@ -169,9 +173,13 @@ def test_every_score_is_known_to_be_better_high():
     )
     scores = suite.compute()
     expected = {"miou", "macc", "aacc", "fscore", "boundary_iou"}
-    assert set(scores) == expected | {"pq", "sq", "rq", "pq_things", "pq_stuff", "ap", "ap50", "ap75"}
+    expected |= {"pq", "sq", "rq", "pq_things", "pq_stuff", "ap", "ap50", "ap75", "ar"}
+    absent = {"pq_stuff", "ap_medium", "ap_large"}  # the only object is a thing of 64 pixels
+    assert set(scores) == expected | {"ap_small"} | absent
     assert all(higher_is_better(f"val/{name}") for name in scores)
-    assert all(value == pytest.approx(100) for name, value in scores.items() if name != "pq_stuff")
+    assert all(value == pytest.approx(100) for name, value in scores.items() if name not in absent)
+    assert all(number(scores[name]) == "NaN" for name in absent)
+    assert json.loads(json_text(scores))["ap_large"] is None
     assert suite.baseline()["pq"] == pytest.approx(100)
 
 
@@ -268,6 +276,93 @@ def test_the_best_overlap_wins_and_is_taken_once():
 
 
 def test_crowds_take_any_number_and_count_for_nothing():
+def test_an_overlap_of_exactly_a_threshold_is_enough():
+    # 17 of 20 pixels: right at 0.5, 0.55, ..., 0.85 alone; 0.5 + 7 * 0.05 would be a little more than 17 / 20
+    metric = MaskPrecision(1)
+    masks, true, zero = row((0, 17)), row((0, 20)), torch.zeros(1).long()
+    metric.update(0, objects_of(masks, zero, torch.tensor([0.9]), true, zero))
+    assert metric.compute().ap == pytest.approx(0.8)
+
+
+def literal_precision(images: list[Objects], classes: int) -> PrecisionScores:
+    """COCOeval in loops: a class, a range of areas and a threshold after the other, detection by detection."""
+    ranges = [(0, 1e10), (0, 32**2), (32**2, 96**2), (96**2, 1e10)]
+    precision, recall = np.full((4, classes, 10), np.nan), np.full((4, classes, 10), np.nan)
+    for place, (least, most) in enumerate(ranges):
+        for label in range(classes):
+            for step, threshold in enumerate(np.linspace(0.5, 0.95, 10)):
+                found = [literal_matches(image, label, least, most, threshold) for image in images]
+                total = sum(objects for _, objects in found)
+                if total:
+                    judged = sorted((d for detections, _ in found for d in detections), key=lambda d: -d[0])
+                    precision[place, label, step], recall[place, label, step] = literal_curve(judged, total)
+    parts = (precision[0], precision[0, :, 0], precision[0, :, 5], *precision[1:], recall[0])
+    means = [math.nan if np.isnan(part).all() else float(np.nanmean(part)) for part in parts]
+    return PrecisionScores(*means, by_class=torch.from_numpy(precision[0].mean(1)))
+
+
+def literal_matches(image: Objects, label: int, least: float, most: float, threshold: float) -> tuple[list, int]:
+    """Of one image: (score, right or wrong or None where it does not count) of detections, and objects to find."""
+    outside = lambda area: area < least or area > most  # noqa: E731
+    true = [g for g in range(len(image.true_classes)) if image.true_classes[g] == label]
+    skipped = {g: bool(image.crowd[g]) or outside(float(image.true_areas[g])) for g in true}
+    true.sort(key=lambda g: skipped[g])  # those to be found first
+    mine = [d for d in range(len(image.classes)) if image.classes[d] == label]
+    mine.sort(key=lambda d: -float(image.scores[d]))
+    taken, judged = set(), []
+    for d in mine[:100]:
+        best, partner = min(threshold, 1 - 1e-10), None
+        for g in true:
+            if g in taken and not image.crowd[g]:
+                continue
+            if partner is not None and not skipped[partner] and skipped[g]:
+                break
+            shared, area = int(image.shared[d, g]), int(image.areas[d])
+            iou = shared / (area if image.crowd[g] else area + int(image.true_areas[g]) - shared)
+            if iou >= best:
+                best, partner = iou, g
+        taken.add(partner)
+        right = partner is not None
+        counts = not skipped[partner] if right else not outside(float(image.areas[d]))
+        judged.append((float(image.scores[d]), right if counts else None))
+    return judged, sum(not skip for skip in skipped.values())
+
+
+def literal_curve(judged: list[tuple[float, bool | None]], objects: int) -> tuple[float, float]:
+    """Mean over 101 recalls of the best precision at that recall or above, and the highest recall."""
+    points, hits, wrong = [], 0, 0
+    for _, right in judged:
+        hits, wrong = hits + (right is True), wrong + (right is False)
+        points.append((hits / objects, hits / (hits + wrong) if hits else 0.0))
+    wanted = [max((p for r, p in points if r >= recall), default=0.0) for recall in np.linspace(0, 1, 101)]
+    return float(np.mean(wanted)), points[-1][0] if points else 0.0
+
+
+@settings(max_examples=25)
+@given(st.integers(0, 2**31), st.integers(1, 4))
+def test_loops_of_the_reference_give_the_same(seed, count):
+    generator = torch.Generator().manual_seed(seed)
+    draw = lambda low, high, *size: torch.randint(low, high, size, generator=generator)  # noqa: E731
+    images = []
+    for _ in range(count):
+        found, objects = int(draw(0, 7, 1)), int(draw(0, 5, 1))
+        true_areas = torch.tensor([20, 40, 100, 1020, 1024, 1040, 9216, 9220])[draw(0, 8, objects)]
+        partner = draw(0, max(1, objects), found)
+        shared = torch.zeros(found, objects, dtype=torch.int64)
+        areas = draw(10, 12000, found)  # of detections without partner
+        if objects:
+            areas = true_areas[partner] * draw(9, 21, found) // 20  # inside of it: overlaps of 0.45, 0.5, ..., 1
+            shared[torch.arange(found), partner] = areas
+        crowd, scores = draw(0, 5, objects) == 0, draw(1, 9, found) / 8
+        images.append(Objects(shared, areas, draw(0, 2, found), scores, true_areas, draw(0, 2, objects), crowd))
+    metric = MaskPrecision(2)
+    for place, image in enumerate(images):
+        metric.update(place, image)
+    ours, wanted = metric.compute(), literal_precision(images, 2)
+    assert ours[:-1] == pytest.approx(wanted[:-1], abs=1e-12, nan_ok=True)
+    np.testing.assert_allclose(ours.by_class, wanted.by_class, atol=1e-12)
+
+
     objects = Objects(
         shared=torch.tensor([[10, 0], [0, 8], [0, 6]]),
         areas=torch.tensor([10, 8, 6]),
@@ -290,8 +385,8 @@ def test_equal_scores_are_ordered_by_image_whatever_the_order_of_arrival():
     scores = []
     for order in ((0, 1), (1, 0)):
         metric = MaskPrecision(1)
-        for number in order:
-            metric.update(number, image(right=number == 0))
+        for place in order:
+            metric.update(place, image(right=place == 0))
         scores.append(metric.compute().ap)
     assert scores[0] == scores[1] == pytest.approx(51 / 101)
 
