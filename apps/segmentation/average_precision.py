@@ -1,5 +1,7 @@
 """Average precision of masks as COCO defines it: over ten thresholds of IoU, 101 recalls, and sizes of objects.
 
+States are whole numbers: GPUs of Apple know no float64, and processes exchange states on the device they compute on.
+
 Shape legend: C classes, D detections and G true objects of an image, K thresholds, R ranges of area, N detections in
 all images.
 """
@@ -8,9 +10,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
-import numpy as np
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
@@ -111,7 +113,7 @@ class MaskPrecision(Metric):
             counted = ~objects.crowd & (objects.true_areas >= least) & (objects.true_areas <= most)
             self.objects[row] += torch.bincount(objects.true_classes[counted], minlength=self.classes).to(device)
         parts = [_matched(image, label, objects) for label in objects.classes.unique().tolist()]
-        rows = torch.cat([torch.zeros(0, _COLUMNS, dtype=torch.float64), *parts])  # also without detections: all gather
+        rows = torch.cat([torch.zeros(0, _COLUMNS, dtype=torch.int64), *parts])  # also without detections: all gather
         self.rows.append(rows.to(device))  # type: ignore[union-attr]
 
     def compute(self) -> PrecisionScores:
@@ -136,9 +138,10 @@ class MaskPrecision(Metric):
         shape = len(RANGES), self.classes, len(THRESHOLDS)
         precision, recall = torch.full(shape, torch.nan).double(), torch.full(shape, torch.nan).double()
         objects = self.objects.cpu()
-        rows = dim_zero_cat(self.rows).cpu() if len(self.rows) else torch.zeros(0, _COLUMNS).double()
-        order = rows[:, 0].argsort(stable=True)
-        rows = rows[order][rows[order, 2].argsort(descending=True, stable=True)]  # by score, then by image
+        rows = dim_zero_cat(self.rows).cpu() if len(self.rows) else torch.zeros(0, _COLUMNS, dtype=torch.int64)
+        rows = rows[rows[:, 0].argsort(stable=True)]
+        scores = rows[:, 2].view(torch.float64)
+        rows = rows[scores.argsort(descending=True, stable=True)]  # by score, then by image
         for place in range(len(RANGES)):
             for label in objects[place].nonzero()[:, 0].tolist():
                 mine = rows[rows[:, 1] == label]
@@ -149,7 +152,10 @@ class MaskPrecision(Metric):
 
 
 def _matched(image: int, label: int, objects: Objects) -> Tensor:
-    """Rows of the detections of a class: image, class, score, and for each range the thresholds matched and ignored."""
+    """Rows of the detections of a class, [D, columns] int64.
+
+    Columns are image, class, bits of the score as float64, and for each range the thresholds matched and ignored.
+    """
     mine = (objects.classes == label).nonzero()[:, 0]
     mine = mine[objects.scores[mine].argsort(descending=True, stable=True)][:MOST_DETECTIONS]
     true = (objects.true_classes == label).nonzero()[:, 0]
@@ -157,7 +163,8 @@ def _matched(image: int, label: int, objects: Objects) -> Tensor:
     true_areas, crowd = objects.true_areas[true].double(), objects.crowd[true]
     union = areas[:, None] + true_areas - shared
     iou = shared / areas[:, None].expand_as(shared).where(crowd, union).clamp(min=1e-12)
-    columns = [torch.full_like(areas, image), torch.full_like(areas, label), objects.scores[mine].double()]
+    scores = objects.scores[mine].double().view(torch.int64)
+    columns = [torch.full_like(mine, image), torch.full_like(mine, label), scores]
     for least, most in RANGES.values():
         ignored = crowd | (true_areas < least) | (true_areas > most)
         matched, left_out = _assign(iou, ignored, crowd)
@@ -212,9 +219,9 @@ def _average_precision(hits: Tensor, wrong: Tensor, objects: int) -> tuple[Tenso
 
 
 def _bits(flags: Tensor) -> Tensor:
-    """[D, K] bool as one number each, exact in float64."""
-    return (flags.long() * _BITS).sum(1).double()
+    """[D, K] bool as one number each."""
+    return (flags.long() * _BITS).sum(1)
 
 
 def _from_bits(numbers: Tensor) -> Tensor:
-    return (numbers.long()[:, None] & _BITS) > 0
+    return (numbers[:, None] & _BITS) > 0

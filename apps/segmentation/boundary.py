@@ -108,5 +108,5 @@ class BoundaryAreas(Metric):
             self.areas[row] += pixels[1 : self.classes + 1]
 
     def compute(self) -> ClassAreas:
-        """Pixels of the boundaries of every class; their IoU is intersection by union."""
-        return ClassAreas(*self.areas)
+        """Pixels of the boundaries of every class, on the CPU; their IoU is intersection by union."""
+        return ClassAreas(*self.areas.cpu())

@@ -108,11 +108,12 @@ def _none_last(table: Tensor, classes: int) -> Tensor:
 
 
 def class_areas(counts: Tensor) -> ClassAreas:
-    """Areas of the classes.
+    """Areas of the classes, on the CPU: scores are made of them in float64, which not every device knows.
 
     Args:
         counts: Of :meth:`ConfusionCounts.compute`, [C + 1, C + 1].
     """
+    counts = counts.cpu()
     return ClassAreas(counts.diagonal()[:-1], counts.sum(0)[:-1], counts.sum(1)[:-1])
 
 

@@ -42,7 +42,7 @@ def assign(scores: Sequence[Tensor] | Tensor, maximise: bool) -> list[Match]:
     if not tables:
         return []
     sizes = [table.numel() for table in tables]
-    flat = torch.cat([table.detach().reshape(-1).double() for table in tables]).cpu()
+    flat = torch.cat([table.detach().reshape(-1) for table in tables]).cpu().double()  # GPUs of Apple know no float64
     pairs = [_solve(part.view(table.shape), maximise) for part, table in zip(flat.split(sizes), tables, strict=True)]
     counts = [pair.shape[1] for pair in pairs]
     moved = torch.cat(pairs, dim=1).to(tables[0].device)

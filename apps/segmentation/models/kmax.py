@@ -259,4 +259,4 @@ def sampled(labels: Tensor, size: Size, stride: int) -> Tensor:
     picked = labels[:, ::stride, ::stride]
     if picked.shape[1:] == tuple(size):
         return picked
-    return F.interpolate(labels[:, None].double(), size=size, mode="nearest")[:, 0].to(labels.dtype)
+    return F.interpolate(labels[:, None].float(), size=size, mode="nearest")[:, 0].to(labels.dtype)  # below 2 ** 24

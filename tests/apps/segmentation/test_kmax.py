@@ -26,6 +26,7 @@ from backbones.attention import dispatch
 from checkpoints.keymap import load_official
 from checkpoints.official.segmentation import HEAD_KEYMAPS
 from graftwork.errors import ConfigError, ShapeError
+from tests.apps.segmentation.without_float64 import moved
 
 CHANNELS, STRIDES, CLASSES, QUERIES = (6, 8, 10, 12), (4, 8, 16, 32), 3, 7
 SMALL: dict[str, Any] = {
@@ -327,6 +328,7 @@ def test_targets_are_read_at_multiples_of_the_stride() -> None:
     assert sampled(labels, (17, 17), 4)[0, 0].tolist() == list(range(0, 65, 4))
     assert sampled(labels, (3, 3), 32)[0, 0].tolist() == [0, 32, 64]
     assert sampled(labels, (5, 7), 4).shape == (1, 5, 7)
+    assert torch.equal(sampled(moved(labels), (5, 7), 4), sampled(labels, (5, 7), 4))  # where there is no float64
 
 
 def test_panoptic_takes_published_thresholds_unless_told() -> None:

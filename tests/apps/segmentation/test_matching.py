@@ -9,6 +9,7 @@ import torch
 
 from apps.segmentation.matching import assign
 from graftwork.errors import ShapeError
+from tests.apps.segmentation.without_float64 import moved
 
 
 @pytest.mark.parametrize("maximise", [True, False])
@@ -19,6 +20,12 @@ def test_sum_is_the_best_of_all_assignments(maximise: bool) -> None:
         best = max(sums) if maximise else min(sums)
         torch.testing.assert_close(table[rows, columns].sum(), best)
         assert sorted(columns.tolist()) == [0, 1, 2]
+
+
+def test_devices_without_float64_give_the_same() -> None:
+    tables = [torch.rand(4, count, generator=torch.Generator().manual_seed(0)) for count in (2, 3)]
+    for here, there in zip(assign(tables, True), assign([moved(table) for table in tables], True), strict=True):
+        assert torch.equal(here[0], there[0]) and torch.equal(here[1], there[1])
 
 
 def test_images_may_have_different_numbers_of_segments() -> None:
