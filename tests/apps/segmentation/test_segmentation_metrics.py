@@ -28,6 +28,7 @@ from apps.segmentation.models.mask2former_panoptic import Instances
 from apps.segmentation.prediction import Prediction
 from datamodules.segmentation.info import SegmentationInfo
 from graftwork.errors import DataError, ShapeError
+from tests.apps.segmentation.without_float64 import moved
 
 
 def info(classes: int, things: tuple[int, ...] = (), majority: int = 0) -> SegmentationInfo:
@@ -275,7 +276,6 @@ def test_the_best_overlap_wins_and_is_taken_once():
     assert found.ap == pytest.approx((9 * 1.0 + 1 * 0.5) / 10)  # at 0.95 only the second fits
 
 
-def test_crowds_take_any_number_and_count_for_nothing():
 def test_an_overlap_of_exactly_a_threshold_is_enough():
     # 17 of 20 pixels: right at 0.5, 0.55, ..., 0.85 alone; 0.5 + 7 * 0.05 would be a little more than 17 / 20
     metric = MaskPrecision(1)
@@ -363,6 +363,7 @@ def test_loops_of_the_reference_give_the_same(seed, count):
     np.testing.assert_allclose(ours.by_class, wanted.by_class, atol=1e-12)
 
 
+def test_crowds_take_any_number_and_count_for_nothing():
     objects = Objects(
         shared=torch.tensor([[10, 0], [0, 8], [0, 6]]),
         areas=torch.tensor([10, 8, 6]),
@@ -420,6 +421,47 @@ def test_instances_may_overlap_lie_on_void_and_beyond_the_image():
     assert objects.scores.tolist() == pytest.approx([0.9, 0.8])
     nothing = objects_at(found, given, 1, things=(1,))
     assert nothing.shared.shape == (0, 0) and not len(nothing.true_classes)
+
+
+@settings(max_examples=20)
+@given(st.integers(0, 2**31), st.integers(0, 5), st.integers(0, 4), st.integers(1, 40))
+def test_shared_pixels_are_counted_mask_by_mask(seed, found, true, at_once):
+    generator = torch.Generator().manual_seed(seed)
+    numbers = torch.randint(-1, true, (1, 7, 5), generator=generator, dtype=torch.int32).sort(2).values
+    masks = torch.rand(found, 9, 5, generator=generator) < 0.6
+    one = Instances(torch.zeros(found).long(), torch.zeros(found), masks)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("apps.segmentation.instances._AT_ONCE", at_once * 5)
+        given = detections([one], {"segments": numbers, "segment_classes": torch.zeros(1, true).long()})
+    for place, mask in enumerate(masks[:, :7]):
+        assert given.areas[0, place] == mask.sum()
+        assert given.shared[0, place].tolist() == [int((mask & (numbers[0] == t)).sum()) for t in range(true)]
+
+
+def test_every_score_is_found_on_devices_without_float64():
+    generator = torch.Generator().manual_seed(0)
+    segments = torch.randint(-1, 4, (2, 1, 24, 1), generator=generator).repeat_interleave(20, 3).squeeze(1)
+    labels = segments.clamp(min=0) % 3
+    truth = {"segments": segments, "segment_classes": torch.tensor([[0, 1, 2, 0]] * 2)}
+    truth["segment_crowd"] = torch.tensor([[False, False, False, True]] * 2)
+    masks = torch.stack([segments == place for place in range(3)], 1)
+    masks[:, :, 20:] = True
+
+    def scores(place):
+        suite = SegmentationMetrics(info(3, things=(0, 1)), segments=True, thorough=True)._apply(place)
+        given = {name: place(values) for name, values in batch(labels, **truth).items()}
+        certain = place(torch.tensor([0.9, 0.8, 0.7]))
+        found = detections([Instances(place(torch.tensor([0, 1, 2])), certain, place(m)) for m in masks], given)
+        ours = {"segments": place(segments.int() + 1), "segment_classes": place(truth["segment_classes"])}
+        labelled = predicted(place(labels.roll(1, 1)), **ours, detections=found)
+        for _ in range(2):  # states are kept where they are
+            suite.reset()
+            suite.update(given, labelled)
+        return suite.compute(), suite.baseline(), suite.tables()
+
+    here, there = scores(lambda tensor: tensor), scores(moved)
+    assert there[0] == pytest.approx(here[0], nan_ok=True) and 0 < here[0]["ap"] < 100
+    assert there[1] == pytest.approx(here[1], nan_ok=True) and there[2] == here[2]
 
 
 def test_instances_that_are_missing_are_named():
