@@ -222,12 +222,7 @@ class KMaXHead(MaskHead):
             top: Pairs of query and class to give at most.
         """
         return [
-            kmax_panoptic.instances(
-                classes,
-                resize_masks(full(masks[None]), size, self.stride)[0].softmax(0),
-                top=top,
-                things=self.info.things or None,
-            )
+            kmax_panoptic.instances(classes, masks, size, self.stride, top=top, things=self.info.things or None)
             for classes, masks in zip(output.classes, output.masks, strict=True)
         ]
 

@@ -9,14 +9,15 @@ Shape legend: N queries, C classes, K candidates, h x w mask map, H x W image.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from apps.segmentation.models.head import Panoptic, Size
-from apps.segmentation.models.mask2former_panoptic import Instances
+from apps.segmentation.models.kmax_layers import full
+from apps.segmentation.models.mask2former_panoptic import CHUNK, Instances, best_pairs, masks_of
 
 THING_THRESHOLD = 0.7
 """Certainty of its class that a thing must exceed, as published for COCO."""
@@ -112,7 +113,9 @@ def panoptic(
 
 def instances(
     classes: Tensor,
-    probabilities: Tensor,
+    masks: Tensor,
+    size: Size,
+    stride: int,
     *,
     top: int = 100,
     things: Collection[int] | None = None,
@@ -122,23 +125,42 @@ def instances(
 
     Args:
         classes: Logits of each query, [N, C + 1], the last for no object.
-        probabilities: Softmax over queries at every pixel of the image, [N, H, W].
+        masks: Logits of each query's mask, [N, h, w].
+        size: Height and width of the image, in pixels.
+        stride: Pixels per position of the masks.
         top: Pairs to give at most.
         things: Leave out other classes afterwards; none is if omitted.
-        pixel_threshold: Probability that a pixel of a mask exceeds.
+        pixel_threshold: Probability, by a softmax over queries, that a pixel of a mask exceeds.
 
     Returns:
         Objects with the class's probability times the mean probability of the mask inside itself as scores, in the
         order of the class's probability.
     """
-    scores = classes.float().softmax(-1)[:, :-1]
-    count = scores.shape[1]
-    best, pairs = scores.flatten().topk(min(top, scores.numel()))
-    queries, labels = pairs.div(count, rounding_mode="floor"), pairs % count
-    if things is not None:
-        wanted = torch.isin(labels, labels.new_tensor(sorted(things)))
-        best, queries, labels = best[wanted], queries[wanted], labels[wanted]
-    chosen = probabilities[queries]
-    inside = chosen > pixel_threshold
-    means = (chosen * inside).flatten(1).sum(1) / inside.flatten(1).sum(1).clamp(min=1)
-    return Instances(labels, best * means, inside)
+    queries, labels, certain = best_pairs(classes, top, things)
+
+    def enlarged(some: Tensor) -> Tensor:
+        return resize_masks(full(some[None]), size, stride)[0]
+
+    highest, total = _softmax_parts(masks, size, enlarged) if len(queries) else (masks, masks)
+
+    def read(some: Tensor) -> tuple[Tensor, Tensor]:
+        shares = (enlarged(masks[some]) - highest).exp() / total
+        return shares > pixel_threshold, shares
+
+    inside, sums, areas = masks_of(queries, size, read)
+    return Instances(labels, certain * (sums / areas.clamp(min=1)), inside)
+
+
+def _softmax_parts(masks: Tensor, size: Size, enlarged: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+    """The largest logit of any query at every pixel, and the sum of exponentials less it, [H, W] each.
+
+    Masks are enlarged some at a time, so memory does not grow with the queries.
+    """
+    highest = torch.full(size, torch.finfo(torch.float32).min, device=masks.device)
+    total = torch.zeros_like(highest)
+    for some in masks.split(CHUNK):
+        large = enlarged(some)
+        higher = torch.maximum(highest, large.amax(0))
+        total = total * (highest - higher).exp() + (large - higher).exp().sum(0)
+        highest = higher
+    return highest, total

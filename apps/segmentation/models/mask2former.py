@@ -136,9 +136,7 @@ class Mask2Former(MaskHead):
         """Objects of every image, at ``size``: of things, where the data have any, else of all classes."""
         things = self.info.things or None
         return [
-            mask2former_panoptic.instances(
-                classes, resize_masks(masks[None].float(), size, self.stride)[0], top=top, things=things
-            )
+            mask2former_panoptic.instances(classes, masks, size, self.stride, top=top, things=things)
             for classes, masks in zip(output.classes, output.masks, strict=True)
         ]
 

@@ -9,7 +9,7 @@ Shape legend: B batch, N queries, C classes, K kept queries, h x w mask map, H x
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import NamedTuple
 
 import torch
@@ -156,12 +156,16 @@ def _number(accepted: list[bool], labels: list[int], things: Collection[int]) ->
     return numbers, first
 
 
-def instances(classes: Tensor, masks: Tensor, *, top: int = 100, things: Collection[int] | None = None) -> Instances:
+def instances(
+    classes: Tensor, masks: Tensor, size: Size, stride: int, *, top: int = 100, things: Collection[int] | None = None
+) -> Instances:
     """Objects of one image: the best pairs of query and class.
 
     Args:
         classes: Logits of each query, [N, C + 1], the last for no object.
-        masks: Logits of each query's mask at the size of the image, [N, H, W].
+        masks: Logits of each query's mask, [N, h, w].
+        size: Height and width of the image, in pixels.
+        stride: Pixels per position of the masks.
         top: Pairs to give at most.
         things: Leave out other classes afterwards; none is if omitted.
 
@@ -169,14 +173,56 @@ def instances(classes: Tensor, masks: Tensor, *, top: int = 100, things: Collect
         Objects with the class's probability times the mean probability of the mask inside itself as scores, in the
         order of the class's probability.
     """
+    queries, labels, certain = best_pairs(classes, top, things)
+
+    def read(some: Tensor) -> tuple[Tensor, Tensor]:
+        large = resize_masks(masks[None, some].float(), size, stride)[0]
+        return large > 0, large.sigmoid()
+
+    inside, sums, areas = masks_of(queries, size, read)
+    return Instances(labels, certain * (sums / (areas + 1e-6)), inside)
+
+
+def best_pairs(classes: Tensor, top: int, things: Collection[int] | None) -> tuple[Tensor, Tensor, Tensor]:
+    """The pairs of query and class that are most certain: queries, labels and probabilities, [K] each.
+
+    Args:
+        classes: Logits of each query, [N, C + 1], the last for no object.
+        top: Pairs to give at most.
+        things: Leave out other classes afterwards; none is if omitted.
+    """
     scores = classes.float().softmax(-1)[:, :-1]
-    count = scores.shape[1]
-    best, pairs = scores.flatten().topk(min(top, scores.numel()))
-    queries, labels = pairs.div(max(1, count), rounding_mode="floor"), pairs % max(1, count)
-    if things is not None:
-        wanted = torch.isin(labels, labels.new_tensor(sorted(things)))
-        best, queries, labels = best[wanted], queries[wanted], labels[wanted]
-    chosen = masks[queries].float()
-    inside = chosen > 0
-    means = (chosen.sigmoid() * inside).flatten(1).sum(1) / (inside.flatten(1).sum(1) + 1e-6)
-    return Instances(labels, best * means, inside)
+    count = max(1, scores.shape[1])
+    certain, pairs = scores.flatten().topk(min(top, scores.numel()))
+    queries, labels = pairs.div(count, rounding_mode="floor"), pairs % count
+    if things is None:
+        return queries, labels, certain
+    wanted = torch.isin(labels, labels.new_tensor(sorted(things)))
+    return queries[wanted], labels[wanted], certain[wanted]
+
+
+def masks_of(
+    queries: Tensor, size: Size, read: Callable[[Tensor], tuple[Tensor, Tensor]]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Masks of queries at the size of an image, each read once and some at a time: memory is that of the result.
+
+    Args:
+        queries: [K]; one may stand there several times.
+        size: Height and width of the image, in pixels.
+        read: From some queries, [k], to the pixels inside their masks, [k, H, W] bool, and probabilities of all pixels.
+
+    Returns:
+        Masks, [K, H, W] bool; sums of the probabilities inside them and numbers of pixels there, [K] each.
+    """
+    chosen, places = queries.unique(return_inverse=True)
+    found = torch.zeros(len(queries), *size, dtype=torch.bool, device=queries.device)
+    sums = torch.zeros(len(queries), device=queries.device)
+    areas = torch.zeros_like(queries)
+    for start in range(0, len(chosen), CHUNK):
+        inside, probabilities = read(chosen[start : start + CHUNK])
+        rows = ((places >= start) & (places < start + CHUNK)).nonzero()[:, 0]
+        own = places[rows] - start
+        sums[rows] = (probabilities * inside).flatten(1).sum(1)[own].to(sums)
+        areas[rows] = inside.flatten(1).sum(1)[own]
+        found[rows] = inside[own]
+    return found, sums, areas

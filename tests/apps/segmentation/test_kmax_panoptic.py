@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from apps.segmentation.models.kmax_panoptic import instances, panoptic, resize_masks
+from apps.segmentation.models.kmax_panoptic import CHUNK, instances, panoptic, resize_masks
+from backbones.timing import peak_memory
 
 CLASSES = 3
 
@@ -91,11 +92,49 @@ def test_images_without_pixels_or_queries() -> None:
 
 def test_instances_are_pairs_of_query_and_class() -> None:
     classes = torch.cat([sure_of(0, certainty=0.9), sure_of(2, certainty=0.8)])
-    found = instances(classes, shares([0.8, 0.6, 0.1], [0.0, 0.3, 0.9]), top=2)
+    classes = torch.cat([classes, sure_of(-1)])
+    masks = shares([0.8, 0.6, 0.1], [0.0, 0.3, 0.9], [0.2, 0.1, 0.0]).log()  # the softmax over queries gives them back
+    found = instances(classes, masks, (1, 3), 1, top=2)
     assert found.classes.tolist() == [0, 2]
     assert found.scores.tolist() == pytest.approx([0.9 * 0.7, 0.8 * 0.9])
     assert found.masks[:, 0].tolist() == [[True, True, False], [False, False, True]]
-    assert instances(classes, shares([0.8, 0.6, 0.1], [0.0, 0.3, 0.9]), top=2, things=(2,)).classes.tolist() == [2]
+    assert instances(classes, masks, (1, 3), 1, top=2, things=(2,)).classes.tolist() == [2]
+
+
+def all_at_once(classes: Tensor, masks: Tensor, size: tuple[int, int], things: tuple[int, ...]) -> tuple[Tensor, ...]:
+    """The softmax over every enlarged mask, then the pairs."""
+    probabilities = resize_masks(masks[None], size, 4)[0].softmax(0)
+    scores = classes.softmax(-1)[:, :-1]
+    best, pairs = scores.flatten().topk(min(100, scores.numel()))
+    wanted = torch.isin(pairs % CLASSES, torch.tensor(things, dtype=torch.long))
+    best, pairs = best[wanted], pairs[wanted]
+    chosen = probabilities[pairs // CLASSES]
+    inside = chosen > 0.4
+    means = (chosen * inside).flatten(1).sum(1) / inside.flatten(1).sum(1).clamp(min=1)
+    return pairs % CLASSES, best * means, inside
+
+
+@pytest.mark.parametrize(("queries", "size"), [(50, (48, 64)), (3, (45, 61)), (20, (30, 32))])
+@pytest.mark.parametrize("things", [(0, 2), (1,), ()])
+def test_instances_are_those_of_a_softmax_over_all_masks_at_once(
+    queries: int, size: tuple[int, int], things: tuple[int, ...]
+) -> None:
+    generator = torch.Generator().manual_seed(queries)
+    classes = torch.randn(queries, CLASSES + 1, generator=generator)
+    masks = 5 * torch.randn(queries, 12, 16, generator=generator)
+    found = instances(classes, masks, size, 4, things=things)
+    labels, scores, inside = all_at_once(classes, masks, size, things)
+    assert torch.equal(found.classes, labels) and torch.equal(found.masks, inside)
+    torch.testing.assert_close(found.scores, scores)
+    assert bool(len(labels)) == bool(things) and found.masks.shape[1:] == size
+
+
+def test_instances_take_memory_for_themselves_and_a_few_masks() -> None:
+    classes, masks, size = torch.randn(128, CLASSES + 1), torch.randn(128, 32, 64), (128, 256)
+    pixels = size[0] * size[1]
+    peak = peak_memory(lambda: instances(classes, masks, size, 4, things=(0, 1)))
+    assert peak < 100 * pixels + 6 * CHUNK * 4 * pixels  # the enlarged masks alone are 512 bytes per pixel
+    assert peak < peak_memory(lambda: all_at_once(classes, masks, size, (0, 1))) / 2
 
 
 def test_odd_widths_align_corners_and_even_ones_cut_what_was_padded() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
@@ -9,7 +10,14 @@ from hypothesis import strategies as st
 
 from apps.segmentation.config import PanopticConfig
 from apps.segmentation.models.head import MaskOutput
-from apps.segmentation.models.mask2former_panoptic import class_scores, instances, panoptic, resize_masks
+from apps.segmentation.models.mask2former_panoptic import (
+    CHUNK,
+    class_scores,
+    instances,
+    panoptic,
+    resize_masks,
+)
+from backbones.timing import peak_memory
 from tests.apps.segmentation.test_mask2former import SWIN, built, levels_of
 
 
@@ -101,7 +109,7 @@ def test_head_gives_the_same_at_the_size_of_images():
 
 def test_objects_are_the_best_pairs_of_query_and_class():
     classes, masks = torch.randn(5, 4), torch.randn(5, 6, 7)
-    found = instances(classes, masks, top=6)
+    found = instances(classes, masks, (6, 7), 1, top=6)
     scores = classes.softmax(-1)[:, :-1]
     order = scores.flatten().argsort(descending=True)[:6]
     for place, pair in enumerate(order.tolist()):
@@ -110,7 +118,40 @@ def test_objects_are_the_best_pairs_of_query_and_class():
         mean = masks[query].sigmoid()[inside].sum() / (inside.sum() + 1e-6)
         assert int(found.classes[place]) == label and torch.equal(found.masks[place], inside)
         torch.testing.assert_close(found.scores[place], scores[query, label] * mean)
-    things = instances(classes, masks, top=6, things={1})
+    things = instances(classes, masks, (6, 7), 1, top=6, things={1})
     assert things.classes.tolist() == [1] * int((found.classes == 1).sum())
-    assert len(instances(classes, masks, top=100).classes) == 15
+    assert len(instances(classes, masks, (6, 7), 1, top=100).classes) == 15
     assert len(built().eval().instances(MaskOutput(torch.randn(2, 7, 6), torch.randn(2, 7, 4, 4)), (16, 16), 9)) == 2
+
+
+def all_at_once(classes, masks, size, stride, top, things):
+    """Every mask enlarged, then the pairs."""
+    large = resize_masks(masks[None], size, stride)[0]
+    scores = classes.softmax(-1)[:, :-1]
+    best, pairs = scores.flatten().topk(min(top, scores.numel()))
+    wanted = torch.isin(pairs % scores.shape[1], torch.tensor(things, dtype=torch.long))
+    best, pairs = best[wanted], pairs[wanted]
+    chosen = large[pairs // scores.shape[1]]
+    inside = chosen > 0
+    means = (chosen.sigmoid() * inside).flatten(1).sum(1) / (inside.flatten(1).sum(1) + 1e-6)
+    return pairs % scores.shape[1], best * means, inside
+
+
+@pytest.mark.parametrize(("queries", "size"), [(50, (48, 64)), (3, (45, 61)), (20, (30, 31))])
+@pytest.mark.parametrize("things", [(0, 2), (1,), ()])
+def test_objects_are_those_of_masks_enlarged_all_at_once(queries, size, things):
+    generator = torch.Generator().manual_seed(queries)
+    classes, masks = (torch.randn(queries, *rest, generator=generator) for rest in ((5,), (12, 16)))
+    found = instances(classes, masks, size, 4, top=60, things=things)
+    labels, scores, inside = all_at_once(classes, masks, size, 4, 60, things)
+    assert torch.equal(found.classes, labels) and torch.equal(found.masks, inside)
+    torch.testing.assert_close(found.scores, scores)
+    assert bool(len(labels)) == bool(things) and found.masks.shape[1:] == size
+
+
+def test_objects_take_memory_for_themselves_and_a_few_masks():
+    classes, masks, size = torch.randn(100, 20), torch.randn(100, 32, 64), (128, 256)
+    pixels = size[0] * size[1]
+    peak = peak_memory(lambda: instances(classes, masks, size, 4, things=range(8)))
+    assert peak < 100 * pixels + 6 * CHUNK * 4 * pixels  # the enlarged masks alone are 400 bytes per pixel
+    assert peak < peak_memory(lambda: all_at_once(classes, masks, size, 4, 100, range(8))) / 2
