@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from apps.core.inference.conditions import add_options, conditions
 from apps.segmentation.models.config import HEADS
 from backbones.image_size import image_size
 from backbones.tables import print_parts, print_table, write_rows
@@ -35,8 +36,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--heads", nargs="+", default=list(WELL_KNOWN), metavar="NAME", help=f"of {HEADS.names()}")
     parser.add_argument("--size", default="512", help="of the image, 512 or 360x480 (default: %(default)s)")
     parser.add_argument("--repeats", type=int, default=5, help="measured calls of each form (default: %(default)s)")
-    parser.add_argument("--threads", type=int, default=0, help="CPU threads (default: torch's choice)")
-    parser.add_argument("--device", default="cpu", help="cpu, cuda, ... (default: %(default)s)")
+    add_options(parser)
     parser.add_argument("--parts", action="store_true", help="fast against literal forms instead, at --size")
     parser.add_argument("--output", type=Path, metavar="FILE", help="write the rows there, too: .csv or .json")
     return parser
@@ -51,20 +51,18 @@ def _run(options: argparse.Namespace) -> None:
     for name in options.heads:
         HEADS.get(name)
 
-    import torch
+    chosen = conditions(options)
 
     from apps.segmentation import costs
 
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    place = f"{options.device}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    place = chosen.described()
     if options.parts:
-        parts = list(costs.parts(options.repeats, max(height, width), options.device))
+        parts = list(costs.parts(options.repeats, max(height, width), chosen))
         print_parts(parts, place)
         write_rows([part._asdict() for part in parts], options.output)
         return
     pairs = [(backbone, head) for backbone in options.backbones for head in options.heads]
-    rows = [costs.cost(*pair, height, width, options.repeats, options.device) for pair in pairs]
+    rows = [costs.cost(*pair, height, width, options.repeats, chosen) for pair in pairs]
     names = ("backbone", "head", "M par.", "GMACs", "ms", "range", "MiB")
     cells = [
         (

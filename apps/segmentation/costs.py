@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from apps.core.inference.conditions import PLAIN, Conditions
 from apps.segmentation.models.config import HEADS, SegmenterConfig
 from apps.segmentation.models.head import SegmentationHead, Targets
 from apps.segmentation.models.info import HeadInfo
@@ -53,23 +54,26 @@ class Cost(NamedTuple):
     memory_mib: float
 
 
-def cost(backbone: str, head: str, height: int, width: int, repeats: int, device: str = "cpu") -> Cost:
+def cost(backbone: str, head: str, height: int, width: int, repeats: int, conditions: Conditions = PLAIN) -> Cost:
     """Measure a prediction of one image."""
     torch.manual_seed(0)
     config = SegmenterConfig(backbone=BACKBONES.get(backbone)(), head=HEADS.get(head)())
-    model = build_segmenter(config, DATA).to(device).eval().requires_grad_(False)
-    images = torch.randn(1, 3, height, width, generator=torch.Generator().manual_seed(1)).to(device)
-    call = _inference(lambda: model.class_scores(images))
+    model = build_segmenter(config, DATA).to(conditions.device).eval().requires_grad_(False)
+    images = torch.randn(1, 3, height, width, generator=torch.Generator().manual_seed(1)).to(conditions.device)
+    gmacs = multiplications(_Scores(model), images) / 1e9
+    if conditions.compiled:
+        model.compile()
+    call = conditions.within(_inference(lambda: model.class_scores(images)))
     timing = measure({"fast": call}, repeats=repeats)["fast"]
     return Cost(
         backbone,
         head,
         sum(parameter.numel() for parameter in model.parameters()),
-        multiplications(_Scores(model), images) / 1e9,
+        gmacs,
         timing.p50 * 1e3,
         timing.min * 1e3,
         timing.max * 1e3,
-        peak_memory(call) / 2**20,
+        peak_memory(call, conditions.device) / 2**20,
     )
 
 
@@ -82,16 +86,21 @@ class _Scores(nn.Module):
         return self.model.class_scores(images)
 
 
-def parts(repeats: int, side: int = 256, device: str = "cpu") -> Iterator[Part]:
+def parts(repeats: int, side: int = 256, conditions: Conditions = PLAIN) -> Iterator[Part]:
     """Fast against literal: the update of clusters, and the heads on levels of Swin-T.
 
     Args:
         repeats: Measured calls of each form.
         side: Height and width of the image that the levels are of, in pixels.
-        device: Torch device.
+        conditions: Device and type of numbers.
     """
+    device = conditions.device
+
+    def compared(name: str, fast: Callable[[], Any], literal: Callable[[], Any], repeats: int = repeats) -> Part:
+        return compare_forms(name, conditions.within(fast), conditions.within(literal), repeats, of=_first)
+
     pair = update_benchmark(device=device)
-    yield _part("kmax update, 128 clusters, 160 x 160", pair.fast, pair.literal, repeats)
+    yield compared("kmax update, 128 clusters, 160 x 160", pair.fast, pair.literal)
     generator = torch.Generator().manual_seed(0)
     sides = [-(-side // stride) for stride in (4, 8, 16, 32)]
     levels = [torch.randn(1, c, n, n, generator=generator).to(device) for c, n in zip(WIDTHS, sides, strict=True)]
@@ -101,11 +110,11 @@ def parts(repeats: int, side: int = 256, device: str = "cpu") -> Iterator[Part]:
         head: SegmentationHead = HEADS.get(name)().build(info).to(device).eval()
         _open_branches(head)
         fast, literal = _forms(head, levels, side)
-        yield _part(f"{name} head, {side} x {side}", _inference(fast), _inference(literal), repeats)
+        yield compared(f"{name} head, {side} x {side}", _inference(fast), _inference(literal))
         if name in ("mask2former", "segformer"):
             head.train()
             steps = _training(head, fast, side), _training(head, literal, side)
-            yield _part(f"{name} head, {side} x {side}, training step", steps[0], steps[1], max(1, repeats // 3))
+            yield compared(f"{name} head, {side} x {side}, training step", *steps, max(1, repeats // 3))
 
 
 def _open_branches(head: nn.Module) -> None:
@@ -153,10 +162,6 @@ def _inference(call: Callable[[], Any]) -> Callable[[], Any]:
             return call()
 
     return run
-
-
-def _part(name: str, fast: Callable[[], Any], literal: Callable[[], Any], repeats: int) -> Part:
-    return compare_forms(name, fast, literal, repeats, of=_first)
 
 
 def _first(result: Any) -> Tensor:

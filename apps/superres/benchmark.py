@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from apps.core.inference.conditions import add_options, conditions
 from apps.superres.models.config import MODELS
 from backbones.image_size import image_size
 from backbones.tables import print_parts, print_table, ratio_cells, write_rows
@@ -31,8 +32,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--sizes", nargs="+", default=["64x64", "180x320"], help="of the input (default: %(default)s)")
     parser.add_argument("--scale", type=int, default=4, help="output pixels per input pixel (default: %(default)s)")
     parser.add_argument("--repeats", type=int, default=7, help="measured calls of each form (default: %(default)s)")
-    parser.add_argument("--threads", type=int, default=0, help="CPU threads (default: torch's choice)")
-    parser.add_argument("--device", default="cpu", help="cpu, cuda, ... (default: %(default)s)")
+    add_options(parser)
     parser.add_argument("--parts", action="store_true", help="the parts that decide alone, not whole networks")
     parser.add_argument("--output", type=Path, metavar="FILE", help="write the rows there, too: .csv or .json")
     return parser
@@ -46,22 +46,20 @@ def _run(options: argparse.Namespace) -> None:
     for name in options.names:
         MODELS.get(name)
 
-    import torch
+    chosen = conditions(options)
 
     from apps.superres import costs
 
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    place = f"{options.device}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    place = chosen.described()
     if options.parts:
-        parts = costs.parts(options.repeats, options.device)
+        parts = costs.parts(options.repeats, chosen)
         print_parts(parts, place)
         write_rows([part._asdict() for part in parts], options.output)
         return
     rows = []
     for height, width in sizes:
         for name in costs.chosen(options.names):
-            network = costs.network(name, height, width, options.scale, options.device)
+            network = costs.network(name, height, width, options.scale, chosen)
             rows += list(costs.costs(network, options.repeats))
     _print_costs(rows, f"One image, scale {options.scale} (1 for networks that only restore); {place}")
     write_rows([row._asdict() for row in rows], options.output)

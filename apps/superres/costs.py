@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from apps.core.inference.conditions import PLAIN, Conditions
 from apps.superres.literal import literal, literal_attention
 from apps.superres.models.config import MODELS
 from apps.superres.models.hat_config import HATSmallConfig
@@ -69,7 +70,7 @@ class Network(NamedTuple):
     forms: dict[str, Callable[[], Tensor]]
 
 
-def network(name: str, height: int, width: int, scale: int, device: str = "cpu") -> Network:
+def network(name: str, height: int, width: int, scale: int, conditions: Conditions = PLAIN) -> Network:
     """A network as it is used, as it is trained, and as its paper has it.
 
     Args:
@@ -77,22 +78,26 @@ def network(name: str, height: int, width: int, scale: int, device: str = "cpu")
         height: Of the input, in pixels.
         width: Of the input.
         scale: Output pixels per input pixel and side; 1 for networks that only restore.
-        device: Torch device.
+        conditions: Device, type of numbers, and whether to compile the network as it is used.
     """
     torch.manual_seed(0)
     config = MODELS.get(name)()
     info = ImageInfo(scale=scale, channels=3)
     if next(config.info_problems(info), None):
         info = ImageInfo(scale=1, channels=3)
-    model: nn.Module = config.build(info).to(device).eval()
+    model: nn.Module = config.build(info).to(conditions.device).eval()
     inference = inference_form(model)
-    images = torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(1)).to(device)
+    images = torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(1)).to(conditions.device)
 
-    forms = {"inference": _call(inference, images)}
+    used: Any = torch.compile(inference) if conditions.compiled else inference
+    forms = {"inference": _call(used, images)}
     if not isinstance(model, TrunkRestorer | MAXIM):  # their literal attention spans whole maps, or there is none
         forms["literal"] = _call(literal(model), images, literal_attention)
     if inference is not model:
         forms["training form"] = _call(model, images)
+    forms = {form: conditions.within(call) for form, call in forms.items()}
+    if conditions.compiled:
+        forms["inference"]()  # the first call compiles, which is no part of what a call costs
     return Network(name, f"{height} x {width}", model, images, forms)
 
 
@@ -114,7 +119,7 @@ def costs(found: Network, repeats: int) -> Iterator[Cost]:
     if first > SLOW_S:
         forms = {"inference": forms["inference"]}
     timings = measure(forms, repeats=repeats if first < SLOW_S else 1, warmup=int(first < SLOW_S))
-    memory = {name: peak_memory(form) / 2**20 for name, form in forms.items()}
+    memory = {name: peak_memory(form, found.images.device) / 2**20 for name, form in forms.items()}
     wanted, fast = forms["inference"](), timings["inference"]
     facts = (found.name, found.size, parameters, gmacs, fast.p50 * 1e3, memory["inference"])
     rivals = [name for name in forms if name != "inference"]
@@ -126,13 +131,14 @@ def costs(found: Network, repeats: int) -> Iterator[Cost]:
         yield Cost(*facts, rival, timings[rival].p50 * 1e3, memory[rival], *paired, difference)
 
 
-def parts(repeats: int, device: str = "cpu") -> list[Part]:
+def parts(repeats: int, conditions: Conditions = PLAIN) -> list[Part]:
     """The parts that decide: window attention of HAT-S, and dynamic convolution of DLGSANet."""
-    return [_part(name, run, repeats) for name, run in (*_windows(device), *_dynamic(device))]
+    found = (*_windows(conditions.device), *_dynamic(conditions.device))
+    return [_part(name, run, repeats, conditions) for name, run in found]
 
 
-def _part(name: str, run: Callable[[str], Tensor], repeats: int) -> Part:
-    fast, literal_form = (_without_gradient(run, form) for form in ("fast", "literal"))
+def _part(name: str, run: Callable[[str], Tensor], repeats: int, conditions: Conditions) -> Part:
+    fast, literal_form = (conditions.within(_without_gradient(run, form)) for form in ("fast", "literal"))
     return compare_forms(name, fast, literal_form, repeats, of=lambda result: result)
 
 

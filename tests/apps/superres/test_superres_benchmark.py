@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import time
 
 import pytest
 import torch
 
+from apps.core.inference.conditions import Conditions
 from apps.superres import costs
 from apps.superres.benchmark import main
 from apps.superres.literal import literal, literal_attention, windows_by_products
 from apps.superres.models.config import MODELS
 from apps.superres.models.info import ImageInfo
 from backbones.attention.window import window_attention
+
+NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
 
 
 @pytest.mark.parametrize("name", ["cfsr", "hat_s", "craft", "dlgsanet_tiny"])
@@ -65,9 +69,39 @@ def test_the_command_prints_and_writes_rows(capsys, tmp_path):
     assert all(row["difference"] < 1e-4 and row["parameters"] > 250_000 for row in rows)
 
 
+def test_half_types_and_compilation_reach_the_measured_calls(capsys, monkeypatch):
+    compiled = []
+    monkeypatch.setattr(costs, "SLOW_S", 0.5)
+
+    def slow(model):
+        """Takes its time at the first call, as compilation does."""
+        compiled.append(model)
+        waits = [1.0]
+        return lambda images: time.sleep(waits.pop() if waits else 0) or model(images)
+
+    monkeypatch.setattr("torch.compile", slow)
+    found = costs.network("cfsr", 8, 9, 2, Conditions(dtype="bfloat16", compiled=True))
+    assert len(compiled) == 1 and compiled[0] is not found.model  # the form for inference alone
+    plain = costs.network("cfsr", 8, 9, 2)
+    assert not any(torch.equal(form(), plain.forms[name]()) for name, form in found.forms.items())
+    assert main(["cfsr", "--sizes", "8", "--repeats", "1", "--dtype", "bfloat16", "--compile"]) == 0
+    title = " ".join(capsys.readouterr().out.split())
+    assert "cpu, bfloat16" in title and "compiled" in title
+    assert "literal" in title and "training form" in title  # nothing was taken for slow
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
-    [(["cfrs"], "cfsr"), (["--sizes", "0x4"], "--sizes 0x4"), (["cfsr", "--repeats", "0"], "--repeats 0")],
+    [
+        (["cfrs"], "cfsr"),
+        (["--sizes", "0x4"], "--sizes 0x4"),
+        (["cfsr", "--repeats", "0"], "--repeats 0"),
+        (["--device", "foo"], "there is no device 'foo' here"),
+        pytest.param(["--device", "cuda"], "there is no device 'cuda' here", marks=NO_GPU),
+        (["--threads", "-1"], "--threads -1 must be at least 0"),
+        (["--dtype", "bfloat61"], "did you mean bfloat16"),
+        (["--parts", "--compile"], "--compile is for whole models"),
+    ],
 )
 def test_wrong_words_are_one_error(words, message, capsys):
     assert main(words) == 2
