@@ -333,7 +333,10 @@ def test_two_processes_train_heads_that_read_some_levels_alone(tmp_path, head, w
     scores = {row["metric"]: row["value"] for row in one}
     assert {row["metric"] for row in two} == set(scores)
     for row in two:
-        assert row["value"] == pytest.approx(scores[row["metric"]], rel=1e-4, abs=1e-4, nan_ok=True), row["metric"]
+        score = scores[row["metric"]]
+        if score is not None:  # null is a score of nothing, such as of large objects where there are none
+            score = pytest.approx(score, rel=1e-4, abs=1e-4, nan_ok=True)
+        assert row["value"] == score, row["metric"]
 
 
 # -- the shipped configurations ---------------------------------------------------------------------------------------
