@@ -33,7 +33,8 @@ class GraftworkBackbone(nn.Module):
         name: Of ``python -m backbones list``, ``timm:<model>``, or ``custom:package.module.Class``.
         init_cfg: Not used; weights come from ``pretrained`` or ``weights``.
         options: Arguments of :func:`backbones.vision.create.create_backbone`. Maps are normalised as in
-            published segmentation models unless ``output_norms`` says otherwise; ``drop_path`` and ``weights`` are the ones to think of.
+            published segmentation models unless ``output_norms`` says otherwise; ``drop_path`` and ``weights`` are the
+            ones to think of.
 
     Attributes:
         out_channels: Channels of the maps, fine to coarse; ``in_channels`` of a head.
