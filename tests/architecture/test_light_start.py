@@ -3,30 +3,13 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from tests.light_start import start
+
 ROOT = Path(__file__).resolve().parents[2]
-HEAVY = ("torch", "pytorch_lightning", "pandas", "numpy", "matplotlib", "wandb", "scipy")
-PROBE = """
-import runpy, sys
-sys.argv = {argv!r}
-try:
-    runpy.run_module({module!r}, run_name="__main__", alter_sys=True)
-except SystemExit as end:
-    code = end.code
-else:
-    code = 0
-print("CODE", code or 0, "HEAVY", sorted(set(sys.modules) & set({heavy!r})))
-"""
-
-
-def start(module: str, *words: str) -> tuple[str, str]:
-    probe = PROBE.format(argv=[module, *words], module=module, heavy=HEAVY)
-    done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, cwd=ROOT, timeout=60)
-    return done.stdout, done.stderr
 
 
 @pytest.mark.parametrize(

@@ -121,6 +121,8 @@ def test_workers_and_batches_may_differ(tmp_path):
     store = filled(tmp_path / "store", found)
     other = replace(found.config, num_workers=3, batch_size=4, eval_batch_size=7).build(seed=1)
     store.refuse_other(other.config, other.info, other.seed)
+    other.seed = 2  # it is looked at, all the same
+    assert "seed=1, not 2" in refusal(store, other)
 
 
 def test_other_classes_and_numbers_of_images_are_refused(tmp_path):

@@ -3,44 +3,27 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-import yaml
 
 from apps.core.cli.layers import read_yaml
-from apps.core.cli.resolve import config_from_plain, resolve, to_yaml
+from apps.core.cli.resolve import resolve
 from apps.superres.config import TASK, SuperresConfig
 from apps.superres.models.config import MODELS
 from datamodules.superres.config import DATASETS
 from datamodules.superres.degradations.config import DEGRADATIONS
+from tests.light_start import check_shipped, start
 
 ROOT = Path(__file__).resolve().parents[3]
 README = (ROOT / "apps/superres/README.md").read_text(encoding="utf-8")
 CONFIGS = sorted((ROOT / "configs/superres").glob("*.yaml"))
-HEAVY = ("torch", "pytorch_lightning", "pandas", "numpy", "matplotlib", "wandb", "scipy", "torchvision", "timm", "PIL")
-PROBE = """
-import runpy, sys
-sys.argv = {argv!r}
-try:
-    runpy.run_module({module!r}, run_name="__main__", alter_sys=True)
-except SystemExit as end:
-    code = end.code
-else:
-    code = 0
-print("CODE", code or 0, "HEAVY", sorted(set(sys.modules) & set({heavy!r})))
-"""
 RESTORATIONS = {"denoise", "deblock", "deblur", "demosaic", "dereflect", "derain"}
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_shipped_config_is_short_and_resolves_to_itself(path):
-    assert len(path.read_text().splitlines()) <= 40
-    assert "apps." not in re.sub(r"#.*|python -m \S+", "", path.read_text())
-    found = resolve(SuperresConfig, [read_yaml(path)], {})
-    assert config_from_plain(SuperresConfig, yaml.safe_load(to_yaml(found))) == found
+    check_shipped(path, SuperresConfig)
 
 
 def test_every_purpose_has_a_config():
@@ -80,12 +63,6 @@ def test_the_readme_names_what_there_is():
     for registry in (MODELS, DATASETS, DEGRADATIONS):
         for name in registry.names():
             assert f"`{name}`" in README, name
-
-
-def start(module: str, *words: str) -> tuple[str, str]:
-    probe = PROBE.format(argv=[module, *words], module=module, heavy=HEAVY)
-    done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, cwd=ROOT, timeout=60)
-    return done.stdout, done.stderr
 
 
 @pytest.mark.parametrize(

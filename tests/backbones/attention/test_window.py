@@ -254,7 +254,10 @@ def test_training_after_inference_uses_the_kept_tables():
     q, k, v = maps(1, 13, 5)
     with torch.inference_mode():
         window_attention(*(tensor.detach().clone() for tensor in (q, k, v)), window=(6, 4), shift=(1, 2))
-    window_attention(q, k, v, window=(6, 4), shift=(1, 2), bias=torch.zeros(1, 24, 24).double()).sum().backward()
+    found = window_attention(q, k, v, window=(6, 4), shift=(1, 2), bias=torch.zeros(1, 24, 24).double())
+    torch.testing.assert_close(found, window_attention(q, k, v, window=(6, 4), shift=(1, 2), backend="math"))
+    found.sum().backward()
+    assert all(tensor.grad is not None and tensor.grad.isfinite().all() for tensor in (q, k, v))
     with torch.device("meta"):  # the device of the tensors counts, not that of new ones
         window_attention(q, k, v, window=(6, 4), shift=(1, 2))
 
